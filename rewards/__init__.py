@@ -1,0 +1,1 @@
+"""Reward scoring in NumPy and Numba: NAVSIM kernels, PDMS, composition and the reward service."""

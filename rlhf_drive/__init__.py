@@ -1,0 +1,1 @@
+"""rlhf-drive: RL fine-tuning of driving policies that decode discrete tokens."""

@@ -1,0 +1,1 @@
+"""Policies: tokenizer, backbone, decoding processes, checkpoints."""

@@ -1,0 +1,1 @@
+"""Training jobs: SFT, RL, and the pipeline."""
