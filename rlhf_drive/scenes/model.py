@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ class Command(IntEnum):
 
 def _checked(obj: object, name: str, shape: tuple[int | None, ...], dtype: type, *, finite: bool = True) -> None:
     """Cast field `name` to a contiguous array of `dtype`, and check its rank, sizes (None = any) and finiteness."""
-    array = np.ascontiguousarray(getattr(obj, name), dtype=dtype)
+    array: NDArray[Any] = np.ascontiguousarray(getattr(obj, name), dtype=dtype)
     fits = array.ndim == len(shape) and all(s is None or s == n for s, n in zip(shape, array.shape, strict=True))
     if not fits:
         want = ", ".join("*" if s is None else str(s) for s in shape)
@@ -84,7 +85,7 @@ def _check_offsets(obj: object, name: str, total: int, items: int) -> None:
     offsets = getattr(obj, name)
     if len(offsets) != items + 1 or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
         raise DataError(
-            f"{type(obj).__name__}.{name} must rise from 0 to {total} with {items + 1} entries; got {len(offsets)} entries."
+            f"{type(obj).__name__}.{name} must rise from 0 to {total} with {items + 1} entries; got {len(offsets)}."
         )
 
 
@@ -96,7 +97,7 @@ class Observation:
     """
 
     ego_history: NDArray[np.float32]
-    """``[H, 8]`` x, y, heading, vx, vy, ax, ay (body frame), yaw rate of the rear axle; last row is now: ``[0,0,0,…]``."""
+    """``[H, 8]`` x, y, heading, vx, vy, ax, ay (body frame), yaw rate at the rear axle; last row is now."""
     agents: NDArray[np.float32]
     """``[A, H, 5]`` x, y, heading, vx, vy of box centres in the t=0 ego frame; zero where not valid."""
     agents_valid: NDArray[np.bool_]
@@ -171,7 +172,7 @@ class SceneReference:
     human_poses: NDArray[np.float64]
     """``[8, 3]`` the human's future rear-axle poses in the t=0 ego frame, 0.5 … 4.0 s."""
     centerline: NDArray[np.float64]
-    """``[C, 3]`` x, y, heading of the route's centreline; starts at or behind the ego, reaches >= 400 m ahead if it can."""
+    """``[C, 3]`` x, y, heading of the route's centreline; from the ego or behind it to >= 400 m ahead where it can."""
     speed_limit: float
     """m/s of the starting lane; NaN if unknown (PDM-Closed then takes 15)."""
     map_xy: NDArray[np.float64]

@@ -56,7 +56,7 @@ def to_ego_frame(poses: NDArray[np.floating], origin: NDArray[np.floating]) -> N
 
 @dataclass(frozen=True)
 class Trajectories:
-    """N planned trajectories and the scene each belongs to. Example: ``Trajectories(poses_NT3, np.repeat(range(S), G))``."""
+    """N planned trajectories and the scene each belongs to: ``Trajectories(poses_NT3, np.repeat(range(S), G))``."""
 
     poses: NDArray[np.float64]
     """``[N, T, 3]`` x, y (m), heading (rad) of the rear axle in the t=0 ego frame, at 0.5 s … 4.0 s."""
