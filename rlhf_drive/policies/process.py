@@ -12,8 +12,8 @@ from rlhf_drive.errors import ConfigError, did_you_mean
 __all__ = ["DECODE_ORDERS", "Decoding", "Denoiser"]
 
 DECODE_ORDERS = ("causal", "reverse_causal", "random", "confidence")
-"""Orders in which positions are revealed. None depends on a sampled token's own probability: with such an order (LLaDA's
-`low_confidence`) the product of probabilities is not a probability, so it cannot be trained on."""
+"""Orders in which positions are revealed. None depends on a sampled token's own probability: with such an order
+(LLaDA's `low_confidence`) the product of probabilities is not a probability, so it cannot be trained on."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Decoding:
             hint = did_you_mean(self.order, DECODE_ORDERS)
             if self.order == "low_confidence":
                 hint = (
-                    "It ranks positions by the sampled token's own confidence, so the product of probabilities is not a "
-                    f"probability; use 'confidence' (ranks by the state's logits) or another of: {', '.join(DECODE_ORDERS)}."
+                    "It ranks positions by the sampled token's own confidence, so the product of probabilities is not "
+                    "a probability; use 'confidence' (ranks by the state's logits) or another of: "
+                    f"{', '.join(DECODE_ORDERS)}."
                 )
             raise ConfigError(f"Unknown decoding order {self.order!r}. {hint}")
         if self.steps < 1 or self.temperature < 0 or self.top_k < 0:

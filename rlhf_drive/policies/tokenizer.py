@@ -13,8 +13,8 @@ from rlhf_drive.scenes import NUM_POSES, wrap_angle
 __all__ = ["ENCODINGS", "TrajectoryTokenizer", "headings_from_positions"]
 
 ENCODINGS = ("waypoints", "displacements")
-"""`waypoints`: x, y of each pose in the ego frame (WAM-Diff, WAM-Flow). `displacements`: each step forward and left in the
-frame of the direction of travel so far, which keeps numbers small and plans smooth."""
+"""`waypoints`: x, y of each pose in the ego frame (WAM-Diff, WAM-Flow). `displacements`: each step forward and left in
+the frame of the direction of travel so far, which keeps numbers small and plans smooth."""
 
 MIN_STEP_M = 0.3
 """Shorter displacements do not define a direction of travel: the previous one is kept."""
@@ -70,7 +70,8 @@ class TrajectoryTokenizer:
         bins = (self.high - self.low) / self.step if self.step > 0 else 0.0
         if bins < 1 or abs(bins - round(bins)) > 1e-6:
             raise ConfigError(
-                f"Tokenizer range [{self.low}, {self.high}] must hold a whole number of steps of {self.step} m; got {bins}."
+                f"Tokenizer range [{self.low}, {self.high}] must hold a whole number of steps of {self.step} m; "
+                f"got {bins}."
             )
 
     @property
@@ -101,12 +102,12 @@ class TrajectoryTokenizer:
         Raises:
             DataError: Wrong shape or a pose that is not finite.
         """
-        poses = np.asarray(poses, dtype=np.float64)
-        if poses.ndim != 3 or poses.shape[1:] != (self.num_poses, 3) or not np.isfinite(poses).all():
-            raise DataError(f"Plans to encode must be finite [N, {self.num_poses}, 3]; got shape {poses.shape}.")
+        plans = np.asarray(poses, dtype=np.float64)
+        if plans.ndim != 3 or plans.shape[1:] != (self.num_poses, 3) or not np.isfinite(plans).all():
+            raise DataError(f"Plans to encode must be finite [N, {self.num_poses}, 3]; got shape {plans.shape}.")
         if self.encoding == "waypoints":
-            return self.quantise(poses[:, :, :2].reshape(len(poses), -1))
-        return self._walk(poses[:, :, :2], None)[0]
+            return self.quantise(plans[:, :, :2].reshape(len(plans), -1))
+        return self._walk(plans[:, :, :2], None)[0]
 
     def decode(self, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
         """Plans ``[N, T, 3]`` (m, rad) of tokens ``[N, L]``; DataError if a token lies outside ``0 … V-1``."""
@@ -142,7 +143,9 @@ class TrajectoryTokenizer:
             cos, sin = np.cos(heading), np.sin(heading)
             if target is not None:
                 delta = target[:, k] - position
-                local = np.stack([cos * delta[:, 0] + sin * delta[:, 1], cos * delta[:, 1] - sin * delta[:, 0]], axis=-1)
+                local = np.stack(
+                    [cos * delta[:, 0] + sin * delta[:, 1], cos * delta[:, 1] - sin * delta[:, 0]], axis=-1
+                )
                 tokens[:, k] = self.quantise(local)
                 local = self.values(tokens[:, k])
             else:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["DecodeTrace"]
 
+ROW_FIELDS = ("state", "action", "scored", "logp")
+
 
 @dataclass(frozen=True)
 class DecodeTrace:
-    """K decode steps of N rollouts of L tokens. The likelihood is ``sum over scored (k, l) of log p(action | state_k)``.
+    """K decode steps of N rollouts of L tokens; the likelihood sums ``log p(action | state_k)`` over scored (k, l).
 
     For masked diffusion `action` is the token revealed at that step; every position is scored exactly once. Example:
     with K = 2, L = 2 in causal order, ``scored[0] = [[1, 0]]``, ``scored[1] = [[0, 1]]``.
@@ -49,17 +52,18 @@ class DecodeTrace:
 
     def rows(self, index: Tensor) -> DecodeTrace:
         """The trace of the rollouts in `index` (long or bool ``[N]``)."""
-        names = ("state", "action", "scored", "logp")
-        return replace(self, **{name: getattr(self, name)[:, index] for name in names})
+        parts: dict[str, Any] = {name: getattr(self, name)[:, index] for name in ROW_FIELDS}
+        return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> DecodeTrace:
         """The trace on another device."""
-        names = ("state", "action", "scored", "logp", "time")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        parts: dict[str, Any] = {name: getattr(self, name).to(device) for name in (*ROW_FIELDS, "time")}
+        return replace(self, **parts)
 
     @staticmethod
     def concatenate(traces: list[DecodeTrace]) -> DecodeTrace:
         """Rows of several traces that share K, L and decoding settings, one after the other."""
-        names = ("state", "action", "scored", "logp")
-        joined = {name: torch.cat([getattr(trace, name) for trace in traces], dim=1) for name in names}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(trace, name) for trace in traces], dim=1) for name in ROW_FIELDS
+        }
         return replace(traces[0], **joined)

@@ -1,0 +1,168 @@
+"""The driving policy: encoder, decoder, numeric head, with its tokenizer. It knows no loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.policies.inputs import ObservationBatch, stack_features, tensorise
+from rlhf_drive.policies.moe import RouterRecord
+from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
+from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
+from rlhf_drive.scenes import POSE_DT_S, Observation
+
+__all__ = ["Architecture", "Policy"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the network; stored in the checkpoint's manifest and enough, with the tokenizer, to rebuild it."""
+
+    d_model: int
+    """Width of all tokens."""
+    num_heads: int
+    """Attention heads."""
+    encoder_layers: int
+    """Transformer layers over scene tokens."""
+    decoder_layers: int
+    """Layers over plan tokens, each with a sparse MoE."""
+    num_experts: int
+    """E experts a layer, beside the shared one."""
+    experts_per_token: int
+    """k experts a token."""
+    expert_dim: int
+    """Hidden width of an expert."""
+    max_agents: int
+    """Nearest agents kept."""
+    max_polylines: int
+    """Nearest map pieces (about 25 m) kept."""
+    points_per_polyline: int
+    """Points of a map piece."""
+    dropout: float
+    """Dropout in SFT; RL runs without, so that ratios measure the update alone."""
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads:
+            raise ConfigError(f"d_model {self.d_model} must be a multiple of num_heads {self.num_heads}.")
+        if not 1 <= self.experts_per_token <= self.num_experts:
+            raise ConfigError(
+                f"experts_per_token {self.experts_per_token} must lie in 1 … num_experts ({self.num_experts})."
+            )
+
+
+class NumericHead(nn.Module):
+    """Categorical over V numbers: a discretised Gaussian mixture around the anchor, plus a learned free term.
+
+    ``logit_v = logsumexp_m(log w_m - (x_v - a - mu_m)^2 / (2 s_m^2) - log s_m) + h^T W e_v`` with numbers ``x_v`` in
+    metres and anchor ``a`` (constant velocity). The mixture carries the order of the numbers, so that few scenes
+    suffice; the free term, zero at first, makes the family as rich as a plain softmax.
+    """
+
+    COMPONENTS = 4
+    FREE_DIM = 16
+
+    def __init__(self, dim: int, vocab: int, step: float) -> None:
+        super().__init__()
+        self.step = step
+        self.mixture = nn.Linear(dim, 3 * self.COMPONENTS)
+        self.free = nn.Linear(dim, self.FREE_DIM)
+        self.table = nn.Parameter(torch.zeros(vocab, self.FREE_DIM))
+        nn.init.normal_(self.mixture.weight, std=0.02)
+        with torch.no_grad():
+            self.mixture.bias.zero_()
+            self.mixture.bias[self.COMPONENTS : 2 * self.COMPONENTS] = torch.linspace(-0.5, 0.5, self.COMPONENTS)
+
+    def forward(self, hidden: Tensor, anchor: Tensor, values: Tensor) -> Tensor:
+        """``[M, d]``, anchors ``[M]`` and numbers ``[V]`` (m) to logits ``[M, V]`` float32."""
+        weight, mean, spread = self.mixture(hidden).float().chunk(3, dim=-1)
+        deviation = functional.softplus(spread) + 0.5 * self.step
+        offset = values - anchor[:, None]
+        logits = torch.full_like(offset, -torch.inf)
+        log_weight = weight.log_softmax(dim=-1) - deviation.log()
+        for m in range(self.COMPONENTS):
+            z = (offset - mean[:, m, None]) / deviation[:, m, None]
+            logits = torch.logaddexp(logits, log_weight[:, m, None] - 0.5 * z.square())
+        return logits + self.free(hidden).float() @ self.table.float().T
+
+
+class Policy(nn.Module):
+    """A driving policy that decodes discrete numeric tokens. Implements :class:`~rlhf_drive.policies.process.Denoiser`.
+
+    Example::
+
+        context = policy.encode([scene.observation for scene in scenes])
+        trace = masked.sample(policy, context, uniforms, Decoding(8, "causal", 1.0, 0))
+        poses = policy.tokenizer.decode(trace.tokens.numpy())
+    """
+
+    values: Tensor
+
+    def __init__(self, architecture: Architecture, tokenizer: TrajectoryTokenizer) -> None:
+        super().__init__()
+        a = architecture
+        self.architecture, self.tokenizer = architecture, tokenizer
+        self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
+        self.decoder = TrajectoryDecoder(
+            tokenizer.vocab_size, tokenizer.length, a.d_model, a.num_heads, a.decoder_layers, a.num_experts,
+            a.experts_per_token, a.expert_dim, a.dropout,
+        )  # fmt: skip
+        self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)
+        numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()
+        self.register_buffer("values", torch.cat([numbers, torch.zeros(1)]), persistent=False)
+        self.record: RouterRecord | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """V; the mask token is V."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.values.device
+
+    def features(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
+        """One observation as arrays; :meth:`batch` stacks them. Worth caching: it costs more than a forward pass."""
+        a = self.architecture
+        return tensorise(
+            observation,
+            max_agents=a.max_agents,
+            max_polylines=a.max_polylines,
+            points_per_polyline=a.points_per_polyline,
+        )
+
+    def batch(self, observations: Sequence[Observation]) -> ObservationBatch:
+        """S observations as tensors on the policy's device."""
+        return stack_features([self.features(o) for o in observations]).to(self.device)
+
+    def encode(self, observations: ObservationBatch | Sequence[Observation]) -> SceneContext:
+        """Encode S scenes once, with every decoder layer's cross-attention keys and values."""
+        batch = observations if isinstance(observations, ObservationBatch) else self.batch(observations)
+        tokens, mask = self.encoder(batch)
+        cached = [layer.scene(tokens) for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
+        step = POSE_DT_S * batch.speed[:, None].float()
+        poses = torch.ones(1, self.tokenizer.num_poses, device=step.device)
+        x = step * (poses.cumsum(dim=1) if self.tokenizer.encoding == "waypoints" else poses)
+        anchor = torch.stack([x, torch.zeros_like(x)], dim=-1).flatten(1)
+        return SceneContext(tuple(k for k, _ in cached), tuple(v for _, v in cached), mask, tokens[:, 0], anchor)
+
+    def action_logits(self, state: Tensor, time: Tensor, context: SceneContext, where: Tensor) -> Tensor:
+        """See :meth:`~rlhf_drive.policies.process.Denoiser.action_logits`; a masked state tells its own time."""
+        hidden = self.decoder(state, self.values, context, self.record)
+        anchor = context.anchor.repeat_interleave(len(state) // len(context), dim=0)
+        return self.head(hidden[where], anchor[where], self.values[:-1])
+
+    def describe(self) -> dict[str, dict[str, object]]:
+        """What rebuilds this policy: architecture and tokenizer as plain data."""
+        return {
+            "architecture": dataclasses.asdict(self.architecture),
+            "tokenizer": dataclasses.asdict(self.tokenizer),
+        }

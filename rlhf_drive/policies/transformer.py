@@ -1,0 +1,200 @@
+"""Native sparse-MoE transformer: scene encoder, and a bidirectional trajectory decoder isolated from it.
+
+Scene tokens never attend to action tokens, so the encoded scene, with each decoder layer's cross-attention keys and
+values, is computed once per scene and shared by all samples and all decode states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlhf_drive.policies.inputs import (
+    AGENT_FEATURES,
+    EGO_FEATURES,
+    ROUTE_FEATURES,
+    ROUTE_PIECES,
+    ObservationBatch,
+    polyline_features,
+)
+from rlhf_drive.policies.moe import RouterRecord, SparseMoE
+
+__all__ = ["SceneContext", "SceneEncoder", "TrajectoryDecoder"]
+
+
+@dataclass(frozen=True)
+class SceneContext:
+    """S encoded scenes."""
+
+    keys: tuple[Tensor, ...]
+    """Per decoder layer ``[S, heads, M, d_head]``."""
+    values: tuple[Tensor, ...]
+    """Per decoder layer ``[S, heads, M, d_head]``."""
+    mask: Tensor
+    """``[S, 1, 1, M]`` bool, True where a scene token may be attended to."""
+    summary: Tensor
+    """``[S, d]`` the scene's global token."""
+    anchor: Tensor
+    """``[S, L]`` metres: the numbers that encode constant velocity."""
+
+    def __len__(self) -> int:
+        return int(self.summary.shape[0])
+
+    def select(self, index: Tensor | slice) -> SceneContext:
+        """The context of some of the scenes."""
+        return SceneContext(
+            tuple(k[index] for k in self.keys),
+            tuple(v[index] for v in self.values),
+            self.mask[index],
+            self.summary[index],
+            self.anchor[index],
+        )
+
+
+def _mlp(inputs: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, dim), nn.GELU(), nn.Linear(dim, dim))
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, n, d] -> [B, heads, n, d / heads]``."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, n, d] -> [B, n, d]``; `mask` ``[B, 1, 1, n]`` True where a token may be attended to."""
+        q, k, v = (_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer over scene tokens."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads, dropout)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``[S, M, d] -> [S, M, d]``."""
+        x = x + self.drop(self.attention(self.norm_attention(x), mask))
+        return x + self.drop(self.mlp(self.norm_mlp(x)))
+
+
+class SceneEncoder(nn.Module):
+    """Vectorised observation to scene tokens: one global token, route pieces, agents, map pieces."""
+
+    def __init__(self, dim: int, heads: int, layers: int, points: int, dropout: float) -> None:
+        super().__init__()
+        self.glob = _mlp(EGO_FEATURES + ROUTE_PIECES * ROUTE_FEATURES, dim)
+        self.route = _mlp(ROUTE_FEATURES, dim)
+        self.agent = _mlp(AGENT_FEATURES, dim)
+        self.line = _mlp(polyline_features(points), dim)
+        self.piece = nn.Parameter(torch.randn(ROUTE_PIECES, dim) * 0.02)
+        self.layers = nn.ModuleList(EncoderLayer(dim, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, batch: ObservationBatch) -> tuple[Tensor, Tensor]:
+        """Scene tokens ``[S, M, d]`` (global token first) and mask ``[S, 1, 1, M]``."""
+        glob = self.glob(torch.cat([batch.ego, batch.route.flatten(1)], dim=-1))[:, None]
+        route = self.route(batch.route) + self.piece
+        x = torch.cat([glob, route, self.agent(batch.agents), self.line(batch.lines)], dim=1)
+        always = torch.ones(len(batch), 1 + route.shape[1], dtype=torch.bool, device=x.device)
+        mask = torch.cat([always, batch.agents_mask, batch.lines_mask], dim=1)[:, None, None]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x), mask
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the plan's tokens, cross-attention to the cached scene, sparse MoE."""
+
+    def __init__(self, dim: int, heads: int, experts: int, top_k: int, expert_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_self, self.norm_cross, self.norm_moe = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads, dropout)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.moe = SparseMoE(dim, expert_dim, experts, top_k)
+        self.drop = nn.Dropout(dropout)
+
+    def scene(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[S, heads, M, d_head]`` of the scene tokens for this layer."""
+        key, value = self.key_value(tokens).chunk(2, dim=-1)
+        return _heads(key, self.heads), _heads(value, self.heads)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor, record: RouterRecord | None) -> Tensor:
+        """``[N, L, d] -> [N, L, d]``; all rows of a scene query its keys together, nothing is repeated per row."""
+        n, length, dim = x.shape
+        x = x + self.drop(self.attention(self.norm_self(x)))
+        query = _heads(self.query(self.norm_cross(x)).reshape(len(key), -1, dim), self.heads)
+        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.drop(self.out(seen.transpose(1, 2).reshape(n, length, dim)))
+        return x + self.drop(self.moe(self.norm_moe(x).flatten(0, 1), record).view(n, length, dim))
+
+
+class TrajectoryDecoder(nn.Module):
+    """Plan tokens to hidden states. Tokens are embedded by their numeric value relative to the constant-velocity plan,
+    with a learned table on top, so that neighbouring numbers start as neighbours."""
+
+    WAVELENGTHS_M = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+    def __init__(
+        self, vocab: int, length: int, dim: int, heads: int, layers: int, experts: int, top_k: int, expert_dim: int,
+        dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.mask_token = vocab
+        self.table = nn.Embedding(vocab + 1, dim)
+        self.value = nn.Linear(4 * len(self.WAVELENGTHS_M) + 1, dim)
+        self.position = nn.Parameter(torch.randn(length, dim) * 0.02)
+        self.condition = nn.Linear(dim, dim)
+        self.anchor = nn.Linear(1, dim)
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, heads, experts, top_k, expert_dim, dropout) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def waves(self, metres: Tensor) -> Tensor:
+        """Sines and cosines of a number at octave wavelengths, ``[..., 2 * wavelengths]``."""
+        frequency = 2.0 * torch.pi / torch.tensor(self.WAVELENGTHS_M, device=metres.device)
+        phase = metres[..., None] * frequency
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+    def embed(self, state: Tensor, values: Tensor, context: SceneContext) -> Tensor:
+        """``[N, L, d]`` embeddings of partly hidden plans; `values` ``[V + 1]`` metres, 0 for the mask."""
+        n = len(state)
+        hidden = state == self.mask_token
+        anchor = context.anchor.repeat_interleave(n // len(context), dim=0)
+        metres = values[state]
+        offset = metres - anchor
+        features = torch.cat([self.waves(metres), self.waves(offset), (offset / 4.0).tanh()[..., None]], dim=-1)
+        features = features.masked_fill(hidden[..., None], 0.0)
+        scene = self.condition(context.summary)[:, None] + self.anchor(context.anchor[..., None] / 20.0) + self.position
+        scene = scene.repeat_interleave(n // len(context), dim=0)
+        return self.table(state) + self.value(features) + scene
+
+    def forward(self, state: Tensor, values: Tensor, context: SceneContext, record: RouterRecord | None) -> Tensor:
+        """Hidden states ``[N, L, d]`` of rows ``[N, L]``, scene-major over the context's scenes."""
+        x = self.embed(state, values, context)
+        for layer, key, value in zip(self.layers, context.keys, context.values, strict=True):
+            x = layer(x, key, value, context.mask, record)
+        return self.norm(x)
