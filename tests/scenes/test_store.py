@@ -1,0 +1,327 @@
+"""The scene store: bit-exact round trips, and every way in which a folder can be unusable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_drive.errors import DataError
+from rlhf_drive.scenes import Observation, Scene, SceneReference
+from rlhf_drive.scenes.columns import arrow_schema
+from rlhf_drive.scenes.store import SceneStore, write_scenes
+
+
+def make_scene(seed: int, *, token: str | None = None, cluster: str | None = None) -> Scene:
+    """A scene of random numbers and ragged sizes; seed 0 has no agent, no red light, no observed map."""
+    rng = np.random.default_rng(seed)
+    agents, lines, polygons, reds = (0, 0, 1, 0) if seed == 0 else (int(n) for n in rng.integers(1, 6, 4))
+    line_sizes, polygon_sizes, red_sizes = (rng.integers(2, 7, n) for n in (lines, polygons, reds))
+
+    def offsets(sizes: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(sizes)])
+
+    observation = Observation(
+        ego_history=rng.normal(size=(4, 8)),
+        agents=rng.normal(size=(agents, 4, 5)),
+        agents_valid=rng.random((agents, 4)) < 0.5,
+        agents_size=rng.random((agents, 2)),
+        agents_type=rng.integers(0, 4, agents),
+        map_xy=rng.normal(size=(line_sizes.sum(), 2)),
+        map_offsets=offsets(line_sizes),
+        map_type=rng.integers(0, 4, lines),
+        map_speed_limit=rng.random(lines),
+        map_on_route=rng.random(lines) < 0.5,
+        map_red=rng.random(lines) < 0.5,
+        route_xy=rng.normal(size=(seed % 5, 2)),
+        command=seed % 3,
+    )
+    reference = SceneReference(
+        t0_us=1_700_000_000_123_457 + seed,
+        ego_init=rng.normal(size=11) * 1e6,
+        prev_t0_us=1_700_000_000_123_456 - seed,
+        prev_ego_init=np.full(11, -0.0),
+        past_times_us=rng.integers(0, 2**60, 4),
+        past_states=rng.normal(size=(4, 11)),
+        human_poses=rng.normal(size=(8, 3)),
+        centerline=rng.normal(size=(2 + seed, 3)),
+        speed_limit=float("nan") if seed % 2 else 13.4,
+        map_xy=rng.normal(size=(polygon_sizes.sum(), 2)) * 1e6,
+        map_offsets=offsets(polygon_sizes),
+        map_layer=rng.integers(0, 6, polygons),
+        map_on_route=rng.random(polygons) < 0.5,
+        red_xy=rng.normal(size=(red_sizes.sum(), 2)),
+        red_offsets=offsets(red_sizes),
+        red_on_route=rng.random(reds) < 0.5,
+        red_active=rng.random((reds, 51)) < 0.5,
+        agent_pose=rng.normal(size=(agents, 51, 3)),
+        agent_velocity=rng.normal(size=(agents, 51, 2)),
+        agent_valid=rng.random((agents, 51)) < 0.5,
+        agent_size=rng.random((agents, 2)),
+        agent_type=rng.integers(0, 4, agents),
+        pdm_reference_v1=rng.normal(size=(41 * (seed % 2), 3)),
+        pdm_reference_v2=rng.normal(size=(41, 3)),
+    )
+    token = token or f"scene-{seed}"
+    return Scene(token, f"kind-{seed % 3}", cluster or token, bool(seed % 2), observation, reference)
+
+
+def bits(scene: Scene) -> dict[str, object]:
+    """Everything in a scene, arrays as type, shape and bytes."""
+    named = {f.name: getattr(scene, f.name) for f in fields(scene) if f.name not in ("observation", "reference")}
+    for part in (scene.observation, scene.reference):
+        for f in fields(part):
+            value = np.asarray(getattr(part, f.name))
+            named[f"{type(part).__name__}.{f.name}"] = (value.dtype.str, value.shape, value.tobytes())
+    return named
+
+
+def write(path: Path, count: int = 7, **options: object) -> list[Scene]:
+    """Write `count` scenes, every third one held out, three to a shard."""
+    scenes = [make_scene(seed) for seed in range(count)]
+    split_of = {s.token: "heldout" if i % 3 == 2 else "train" for i, s in enumerate(scenes)}
+    write_scenes(path, scenes, split_of=split_of, info={"seed": 5}, **{"shard_size": 3, **options})
+    return scenes
+
+
+def edit_manifest(path: Path, **changes: object) -> None:
+    manifest = json.loads((path / "scenes.json").read_text())
+    (path / "scenes.json").write_text(json.dumps(manifest | changes))
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
+    scenes = write(tmp_path / "store")
+    store = SceneStore.open(tmp_path / "store")
+    assert [bits(scene) for scene in store] == [bits(scene) for scene in scenes]
+    assert store.tokens == tuple(scene.token for scene in scenes)
+    assert store.kinds == tuple(scene.kind for scene in scenes)
+    assert store.challenging == tuple(scene.challenging for scene in scenes)
+    assert store.info == {"seed": 5}
+    assert len(list((tmp_path / "store").glob("*.arrow"))) == 3  # 7 scenes, three to a shard
+
+
+def test_shards_larger_than_a_record_batch_keep_their_order(tmp_path: Path) -> None:
+    scenes = write(tmp_path / "store", 70, shard_size=40)  # record batches of 32 + 8 and 30
+    store = SceneStore.open(tmp_path / "store")
+    assert [bits(store[i]) for i in (0, 31, 32, 39, 40, 69)] == [bits(scenes[i]) for i in (0, 31, 32, 39, 40, 69)]
+    assert [entry["count"] for entry in json.loads((tmp_path / "store/scenes.json").read_text())["shards"]] == [40, 30]
+
+
+def test_split_indices_and_scenes(tmp_path: Path) -> None:
+    scenes = write(tmp_path / "store")
+    store = SceneStore.open(tmp_path / "store")
+    assert store.indices("train") == [0, 1, 3, 4, 6]
+    assert store.indices("heldout") == [2, 5]
+    assert [bits(scene) for scene in store.split("heldout")] == [bits(scenes[2]), bits(scenes[5])]
+    with pytest.raises(DataError, match="Did you mean 'heldout'"):
+        store.indices("held_out")
+
+
+def test_reading_is_lazy_read_only_and_fast(tmp_path: Path) -> None:
+    write(tmp_path / "store", 64, shard_size=64)
+    store = SceneStore.open(tmp_path / "store")
+    with pytest.raises(ValueError, match="read-only"):
+        store[3].reference.map_xy[0, 0] = 1.0
+    times = []
+    for i in range(64):
+        start = time.perf_counter()
+        store[i]
+        times.append(time.perf_counter() - start)
+    assert np.median(times) < 1e-3  # seconds
+
+
+def test_store_columns_cover_the_data_model() -> None:
+    expected = {f"obs_{f.name}" for f in fields(Observation)} | {f"ref_{f.name}" for f in fields(SceneReference)}
+    expected |= {"token", "kind", "cluster", "challenging", "split"}
+    assert set(arrow_schema().names) == expected
+
+
+def test_same_scenes_make_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_scenes_are_consumed_as_a_stream(tmp_path: Path) -> None:
+    shards_on_disk: list[int] = []
+
+    def stream() -> Iterator[Scene]:
+        for seed in range(40):
+            (folder,) = tmp_path.glob(".store.*.partial")
+            shards_on_disk.append(len(list(folder.glob("*.arrow"))))
+            yield make_scene(seed)
+
+    split_of = {f"scene-{seed}": "train" for seed in range(40)}
+    write_scenes(tmp_path / "store", stream(), split_of=split_of, info={}, shard_size=8)
+    assert shards_on_disk[::8] == [0, 1, 2, 3, 4]  # a shard is written before the next one's first scene is asked for
+
+
+def test_interrupted_writing_leaves_the_old_store(tmp_path: Path) -> None:
+    write(tmp_path / "store", 4)
+    before = tree(tmp_path)
+
+    def broken() -> Iterator[Scene]:
+        yield make_scene(8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "store", broken(), split_of={"scene-8": "train"}, info={}, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_overwriting_must_be_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "store", 4)
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match="overwrite=True"):
+        write(tmp_path / "store", 5)
+    assert tree(tmp_path) == before
+    write(tmp_path / "store", 5, overwrite=True)
+    assert len(SceneStore.open(tmp_path / "store")) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]  # nothing left beside it
+
+
+@pytest.mark.parametrize("with_manifest", [False, True])
+def test_folder_of_somebody_else_is_left_alone(tmp_path: Path, with_manifest: bool) -> None:
+    folder = tmp_path / "store"
+    if with_manifest:
+        write(folder, 4)
+    folder.mkdir(exist_ok=True)
+    (folder / "thesis.txt").write_text("years of work")
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=r"thesis\.txt|not a scene store"):
+        write(folder, 5, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert len(write(tmp_path / "store", 4)) == len(SceneStore.open(tmp_path / "store"))
+
+
+def refused(tmp_path: Path, scenes: list[Scene], split_of: dict[str, str], info: dict[str, object], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        write_scenes(tmp_path / "store", scenes, split_of=split_of, info=info)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unusable_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    one, two = make_scene(1), make_scene(2)
+    refused(tmp_path, [], {}, {}, "no scene to write")
+    refused(tmp_path, [one, one], {"scene-1": "train"}, {}, "'scene-1' occurs twice")
+    refused(tmp_path, [one, two], {"scene-1": "train"}, {}, "'scene-2' has split None")
+    refused(tmp_path, [one], {"scene-1": "test"}, {}, "'scene-1' has split 'test'")
+    refused(tmp_path, [one], {"scene-1": "train"}, {"folder": tmp_path}, "JSON")
+
+
+def test_cluster_is_never_divided(tmp_path: Path) -> None:
+    scenes = [make_scene(1, cluster="road"), make_scene(2, cluster="road")]
+    refused(tmp_path, scenes, {"scene-1": "train", "scene-2": "heldout"}, {}, "Cluster 'road' would be divided")
+
+
+def damage(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_altered_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    damage(tmp_path / "store/scenes-00001.arrow", -3000)
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=r"scenes-00001\.arrow is altered: SHA-256"):
+        SceneStore.open(tmp_path / "store")
+    assert tree(tmp_path) == before
+    assert len(SceneStore.open(tmp_path / "store", verify=False)) == 7  # asked not to look
+
+
+def test_truncated_shard_is_named_even_unverified(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    path = tmp_path / "store/scenes-00002.arrow"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"scenes-00002\.arrow has \d+ bytes where \d+ were written"):
+        SceneStore.open(tmp_path / "store", verify=False)
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    (tmp_path / "store/scenes-00000.arrow").unlink()
+    with pytest.raises(DataError, match=r"scenes-00000\.arrow is missing"):
+        SceneStore.open(tmp_path / "store")
+
+
+def test_shard_that_is_not_arrow_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    path = tmp_path / "store/scenes-00000.arrow"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match=r"scenes-00000\.arrow cannot be read as Arrow|does not hold"):
+        SceneStore.open(tmp_path / "store", verify=False)
+
+
+def test_shards_that_changed_places_are_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    write(tmp_path / "other", 3)
+    entry = json.loads((tmp_path / "other/scenes.json").read_text())["shards"][0] | {"file": "scenes-00002.arrow"}
+    shutil.copy(tmp_path / "other/scenes-00000.arrow", tmp_path / "store/scenes-00002.arrow")
+    shards = json.loads((tmp_path / "store/scenes.json").read_text())["shards"]
+    edit_manifest(tmp_path / "store", shards=[*shards[:2], entry | {"count": 1}])
+    with pytest.raises(DataError, match=r"scenes-00002\.arrow does not hold the 1 scenes"):
+        SceneStore.open(tmp_path / "store")
+
+
+def test_manifest_that_is_missing_cut_off_or_foreign(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    manifest = tmp_path / "store/scenes.json"
+    content = manifest.read_text()
+    manifest.write_text(content[:-40])
+    with pytest.raises(DataError, match=r"scenes\.json cannot be read"):
+        SceneStore.open(tmp_path / "store")
+    manifest.write_text("[1]")
+    with pytest.raises(DataError, match="does not describe a scene store"):
+        SceneStore.open(tmp_path / "store")
+    manifest.unlink()
+    with pytest.raises(DataError, match=r"scenes\.json is missing"):
+        SceneStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"version": 2}, "format version 2; this installation reads 1"),
+        ({"count": 8}, "contradicts itself"),
+        ({"splits": {"train": 4, "heldout": 3}}, "its shards hold"),
+        ({"splits": 7}, "is incomplete"),
+        ({"shards": [{"file": "a.arrow"}]}, "is incomplete"),
+        ({"shards": [{"file": "../a.arrow", "count": 7, "bytes": 1, "sha256": ""}]}, "is incomplete"),
+    ],
+)
+def test_manifest_that_is_wrong(tmp_path: Path, changes: dict[str, object], match: str) -> None:
+    write(tmp_path / "store")
+    edit_manifest(tmp_path / "store", **changes)
+    with pytest.raises(DataError, match=match):
+        SceneStore.open(tmp_path / "store")
+
+
+def test_index_out_of_range(tmp_path: Path) -> None:
+    write(tmp_path / "store", 4)
+    store = SceneStore.open(tmp_path / "store")
+    with pytest.raises(IndexError, match="Scene 4 of 4"):
+        store[4]
+    with pytest.raises(IndexError, match="Scene -1 of 4"):
+        store[-1]
+
+
+def test_stored_scene_can_be_changed_into_a_new_one(tmp_path: Path) -> None:
+    write(tmp_path / "store", 4)
+    scene = SceneStore.open(tmp_path / "store")[1]
+    changed = replace(scene.with_reference(speed_limit=5.0), token="other")
+    assert (changed.reference.speed_limit, scene.token) == (5.0, "scene-1")
