@@ -1,1 +1,7 @@
-"""Sampling groups of trajectories."""
+"""Sampling groups of trajectories from a policy: carriers, seeding and the rollout service."""
+
+from rollout.carriers import Rollout
+from rollout.seeding import row_uniforms
+from rollout.service import LocalRolloutService, RolloutService
+
+__all__ = ["LocalRolloutService", "Rollout", "RolloutService", "row_uniforms"]

@@ -120,7 +120,7 @@ def _agents(observation: Observation, limit: int) -> NDArray[np.float32]:
     near = np.tanh(position / np.array([8.0, 3.0], dtype=np.float32))
     parts = np.concatenate([motion, np.cos(heading), np.sin(heading), near], axis=-1) * valid
     kind = np.eye(len(AgentType), dtype=np.float32)[observation.agents_type[nearest]]
-    return np.concatenate([parts.reshape(len(nearest), -1), observation.agents_size[nearest] / 5.0, kind], axis=-1)
+    return np.concatenate([parts.reshape(len(nearest), 8 * H), observation.agents_size[nearest] / 5.0, kind], axis=-1)
 
 
 def _lines(observation: Observation, limit: int, points: int) -> NDArray[np.float32]:
