@@ -25,7 +25,8 @@ def test_an_unknown_name_offers_the_closest_and_says_where() -> None:
     with pytest.raises(UnknownNameError) as caught:
         parts.get("ego_progres", where="reward.terms[2].name")
     assert str(caught.value) == (
-        "Unknown reward 'ego_progres' in reward.terms[2].name. Did you mean 'ego_progress'? Known: comfort, ego_progress."
+        "Unknown reward 'ego_progres' in reward.terms[2].name. "
+        "Did you mean 'ego_progress'? Known: comfort, ego_progress."
     )
 
 

@@ -1,0 +1,354 @@
+"""What a recipe holds: frozen dataclasses, one per section, and the range of every number beside its type.
+
+A recipe is one flat, complete YAML file. Every key without a default here must be given; a section that the job does
+not use may be absent and is then None (:data:`SECTIONS` says which job uses which).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+__all__ = [
+    "ACTION_TOKENS",
+    "SECTIONS",
+    "SOURCE_KEYS",
+    "Bounds",
+    "CompareSection",
+    "LoggingSection",
+    "PolicySection",
+    "ProcessSection",
+    "Recipe",
+    "RewardSection",
+    "RewardTerm",
+    "RlSection",
+    "RolloutSection",
+    "ScenesSection",
+    "SftSection",
+    "TokenizerSection",
+]
+
+ACTION_TOKENS = 16
+"""L: tokens of a plan, 8 poses of two numbers each; a decode reveals at least one per step, so K <= L."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Range of a number: ``low <= x <= high``, or strict where `open` says so."""
+
+    low: float = float("-inf")
+    """Smallest value."""
+    high: float = float("inf")
+    """Largest value."""
+    open: Literal["", "low", "high", "both"] = ""
+    """Which of the two ends is itself excluded."""
+
+    def problem(self, value: float) -> str:
+        """Empty when `value` lies inside, else what it should have been."""
+        above = value > self.low if self.open in ("low", "both") else value >= self.low
+        below = value < self.high if self.open in ("high", "both") else value <= self.high
+        if above and below:
+            return ""
+        ends = []
+        if self.low != float("-inf"):
+            ends.append(f"{'greater than' if self.open in ('low', 'both') else 'at least'} {self.low:g}")
+        if self.high != float("inf"):
+            ends.append(f"{'less than' if self.open in ('high', 'both') else 'at most'} {self.high:g}")
+        return f"must be {' and '.join(ends)}; got {value!r}"
+
+
+Positive = Annotated[float, Bounds(0.0, open="low")]
+NotNegative = Annotated[float, Bounds(0.0)]
+Share = Annotated[float, Bounds(0.0, 1.0)]
+OpenShare = Annotated[float, Bounds(0.0, 1.0, open="both")]
+Count = Annotated[int, Bounds(1)]
+CountOrZero = Annotated[int, Bounds(0)]
+Order = Literal["causal", "reverse_causal", "random", "confidence"]
+_ABSENT: Any = None
+
+
+@dataclass(frozen=True)
+class ScenesSection:
+    """Where the driving scenes come from, and how they are split."""
+
+    source: Literal["generate", "recorded", "store"]
+    """`generate` by rule, import `recorded` driving, or open a `store` that was written before."""
+    path: str | None
+    """Folder of recordings (source `recorded` only)."""
+    store: str | None
+    """Folder the scene store is written to, or lies in (source `store`); null = `scenes` in the run folder."""
+    count: CountOrZero = 0
+    """Scenes to generate (source `generate`); at most so many are imported (source `recorded`), 0 = all."""
+    kinds: tuple[str, ...] = ()
+    """Situation kinds to generate, in equal shares; empty = all (source `generate`)."""
+    seed: CountOrZero = 0
+    """Seed of the generator and of the split."""
+    heldout_fraction: OpenShare = 0.2
+    """Share of the scenes kept for comparison, never trained on; a cluster of related scenes is never divided."""
+    starts: Literal["recommended", "moving", "all"] = "recommended"
+    """Which start frames of a recording become scenes (source `recorded`)."""
+    min_human_pdms: Share = 0.0
+    """Scenes whose recorded driver scores less PDMS (0..1) are left out."""
+
+
+@dataclass(frozen=True)
+class TokenizerSection:
+    """How a trajectory becomes numeric tokens."""
+
+    encoding: Literal["displacements", "waypoints"]
+    """What the numbers are: steps from pose to pose, or positions in the frame of t=0."""
+    low: float
+    """Smallest number a token stands for (m)."""
+    high: float
+    """Largest number a token stands for (m)."""
+    step: Positive
+    """Distance between two neighbouring tokens (m)."""
+
+
+@dataclass(frozen=True)
+class PolicySection:
+    """Sizes of the sparse mixture-of-experts transformer."""
+
+    d_model: Count
+    """Width of a token vector."""
+    num_heads: Count
+    """Attention heads; divides `d_model`."""
+    encoder_layers: Count
+    """Blocks of the scene encoder."""
+    decoder_layers: Count
+    """Blocks of the trajectory decoder."""
+    num_experts: Count
+    """Routed experts of a feed-forward layer, beside the shared one."""
+    experts_per_token: Count
+    """Experts each token is routed to."""
+    expert_dim: Count
+    """Hidden width of an expert."""
+    max_agents: Count
+    """Nearest agents that become scene tokens; farther ones are not seen."""
+    max_polylines: Count
+    """Nearest map polylines that become scene tokens."""
+    points_per_polyline: Annotated[int, Bounds(2)]
+    """Points each polyline is resampled to."""
+    dropout: Annotated[float, Bounds(0.0, 1.0, open="high")]
+    """Dropout probability during SFT; RL runs without, so that the likelihood is exact."""
+
+
+@dataclass(frozen=True)
+class ProcessSection:
+    """How tokens are decoded."""
+
+    name: Literal["masked"]
+    """`masked`: masked diffusion, from all-masked to a full plan."""
+
+
+@dataclass(frozen=True)
+class SftSection:
+    """Supervised training on the recorded or expert trajectory."""
+
+    policy: str | None
+    """Checkpoint to start from; null = random weights."""
+    max_epochs: Count
+    """Passes over the training scenes at most; `patience` ends it earlier."""
+    batch_size: Count
+    """Scenes per update."""
+    learning_rate: Positive
+    """Peak learning rate of AdamW."""
+    weight_decay: NotNegative
+    """Decoupled weight decay."""
+    warmup_ratio: Share
+    """Share of the updates with a linearly rising learning rate; a cosine to zero follows."""
+    max_grad_norm: Positive
+    """Gradients are scaled down to this norm."""
+    label_sigma: NotNegative
+    """Standard deviation (bins) of the Gaussian around the true token that is the target; 0 = the token alone."""
+    mirror: bool
+    """Whether scenes are mirrored left-right at random."""
+    load_balance_coef: NotNegative
+    """Weight of the loss that spreads tokens over experts."""
+    router_z_coef: NotNegative
+    """Weight of the loss that keeps router logits small."""
+    patience: Count
+    """Epochs without a lower held-out loss after which training stops; the best epoch is kept."""
+    save_steps: Count
+    """Updates between two checkpoints that a killed run can resume from."""
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One term of the reward."""
+
+    name: str
+    """A registered reward (`rlhf-drive rewards list`), `path/to/file.py:function` or `package.module:function`."""
+    weight: Positive
+    """Weight in the mean over the terms."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Keyword options of the function."""
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    """What RL maximises: the weighted mean of the terms."""
+
+    terms: tuple[RewardTerm, ...]
+    """At least one term."""
+    max_invalid_fraction: Share
+    """The run stops when a larger share of a step's rollouts cannot be scored."""
+    workers: CountOrZero
+    """Threads that score; 0 = score in the training thread."""
+
+
+@dataclass(frozen=True)
+class RolloutSection:
+    """How groups of trajectories are sampled for RL."""
+
+    num_generations: Annotated[int, Bounds(2)]
+    """G: trajectories per scene; an advantage compares them, so at least 2."""
+    scenes_per_step: Count
+    """S: scenes per RL step."""
+    steps: Annotated[int, Bounds(1, ACTION_TOKENS)]
+    """K: decode steps."""
+    order: Order
+    """Which positions are revealed first; none of them depends on the weights through the sampled token."""
+    temperature: Positive
+    """Divides the logits. Greedy sampling (0) leaves a group without spread, so it must be positive."""
+    top_k: CountOrZero
+    """Sample among the k most probable tokens; 0 = all."""
+
+
+@dataclass(frozen=True)
+class RlSection:
+    """Policy-gradient training on the exact likelihood of the decode."""
+
+    policy: str | None
+    """Checkpoint of the SFT policy; null = the one that this pipeline trained."""
+    seeds: tuple[CountOrZero, ...]
+    """One RL run per seed, each from the same SFT policy."""
+    max_steps: Count
+    """RL steps; each samples, scores and updates."""
+    learning_rate: Positive
+    """Peak learning rate of AdamW."""
+    weight_decay: NotNegative
+    """Decoupled weight decay."""
+    warmup_ratio: Share
+    """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
+    max_grad_norm: Positive
+    """Gradients are scaled down to this norm."""
+    num_iterations: Count
+    """Updates on each batch of rollouts; from the second on the ratio leaves 1."""
+    micro_batch_scenes: Count
+    """Scenes per forward and backward pass; does not change the result, only the memory."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo"]
+    """How token losses are averaged: per sequence, over all tokens of the batch, or over the largest length."""
+    importance_sampling_level: Literal["token", "sequence"]
+    """Ratio per token (GRPO) or its geometric mean over the sequence (GSPO)."""
+    epsilon: OpenShare
+    """The ratio is clipped below at 1 - epsilon."""
+    epsilon_high: Positive
+    """The ratio is clipped above at 1 + epsilon_high."""
+    beta: NotNegative
+    """Weight of the KL divergence to the frozen SFT policy; 0 = none."""
+    scale_rewards: Literal["none", "group", "batch"]
+    """Advantage = reward - group mean, divided by nothing, by the group's or by the batch's standard deviation."""
+    spread_tolerance: NotNegative
+    """Groups whose rewards differ by no more than this carry no gradient; they are filtered and counted."""
+    train_router: bool
+    """Whether the routers of the experts are trained too."""
+    save_steps: Count
+    """Steps between two checkpoints that a killed run can resume from."""
+    keep_checkpoints: Count
+    """Latest checkpoints kept on disk."""
+
+
+@dataclass(frozen=True)
+class CompareSection:
+    """Evaluation on the held-out scenes."""
+
+    policies: Mapping[str, str]
+    """Checkpoint by the name the report shows; a pipeline adds the policies it trained."""
+    baselines: tuple[Literal["human", "pdm_closed", "constant_velocity", "stand_still"], ...]
+    """Planners that need no training."""
+    samples: Count
+    """Trajectories per scene and policy; the score of a scene is their mean."""
+    steps: Annotated[int, Bounds(1, ACTION_TOKENS)]
+    """Decode steps."""
+    order: Order
+    """Which positions are revealed first."""
+    temperature: NotNegative
+    """Divides the logits; 0 = greedy."""
+    top_k: CountOrZero
+    """Sample among the k most probable tokens; 0 = all."""
+    bootstrap_samples: Count
+    """Resamples of the held-out clusters behind each interval."""
+    confidence: OpenShare
+    """Coverage of the intervals, such as 0.95."""
+    pictures: CountOrZero
+    """Pictures of the scenes on which the policies differ most."""
+    seed: CountOrZero
+    """Seed of sampling and bootstrap."""
+
+
+@dataclass(frozen=True)
+class LoggingSection:
+    """What is written beside `metrics.jsonl`."""
+
+    tensorboard: bool
+    """Whether TensorBoard logs are written."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe. A section is None where the job does not use it; validation makes sure of the others."""
+
+    job: Literal["pipeline", "scenes", "sft", "rl", "compare"]
+    """What is done: one of the single jobs, or `pipeline`, all of them in turn."""
+    name: str
+    """Name of the run folder: letters, digits, `-`, `_` and `.`."""
+    description: str
+    """What the recipe is for, in a line."""
+    seed: CountOrZero
+    """Seed of initialisation, batches and SFT."""
+    output_dir: str
+    """Folder that run folders are made in."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where the policy runs; `auto` takes a GPU if there is one."""
+    scenes: ScenesSection = _ABSENT
+    """Driving scenes."""
+    tokenizer: TokenizerSection = _ABSENT
+    """Trajectory tokens."""
+    policy: PolicySection = _ABSENT
+    """Network sizes."""
+    process: ProcessSection = _ABSENT
+    """Decoding process."""
+    sft: SftSection = _ABSENT
+    """Supervised training."""
+    reward: RewardSection = _ABSENT
+    """Reward."""
+    rollout: RolloutSection = _ABSENT
+    """Sampling for RL."""
+    rl: RlSection = _ABSENT
+    """RL training."""
+    compare: CompareSection = _ABSENT
+    """Evaluation."""
+    logging: LoggingSection = _ABSENT
+    """Logs."""
+
+
+SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "generate": ("count", "kinds", "seed", "heldout_fraction", "min_human_pdms"),
+    "recorded": ("count", "seed", "heldout_fraction", "starts", "min_human_pdms"),
+    "store": (),
+}
+"""Keys of section `scenes` that must be given for each source, beside source, path and store."""
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "pipeline": (
+        *("scenes", "tokenizer", "policy", "process", "sft"),
+        *("reward", "rollout", "rl", "compare", "logging"),
+    ),
+    "scenes": ("scenes",),
+    "sft": ("scenes", "tokenizer", "policy", "process", "sft", "logging"),
+    "rl": ("scenes", "reward", "rollout", "rl", "logging"),
+    "compare": ("scenes", "compare"),
+}
+"""Sections each job uses: these must be there, and no others."""
