@@ -10,7 +10,6 @@ import pytest
 from rlhf_drive.config import Recipe, dump_recipe, load_recipe, read_recipe_text, shipped_recipes
 from rlhf_drive.errors import ConfigError
 
-
 SIZES = (
     *("tokenizer.low=-20.0", "tokenizer.high=20.0", "tokenizer.step=0.05", "rollout.scenes_per_step=32"),
     *("policy.d_model=96", "policy.num_heads=4", "policy.num_experts=4", "policy.experts_per_token=2"),
