@@ -1,0 +1,1 @@
+"""Small models whose every outcome can be listed."""
