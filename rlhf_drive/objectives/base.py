@@ -1,0 +1,98 @@
+"""What an objective takes and gives: pure functions from log-probabilities and advantages to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_drive.errors import DataError
+from rlhf_drive.objectives.aggregate import Denominators
+
+__all__ = ["LossInputs", "LossOutputs", "Objective", "merge_metrics"]
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """N rollouts with T token slots each (``K*L`` for a decode trace, ``L`` for a one-pass likelihood)."""
+
+    logp: Tensor
+    """``[N, T]`` live log-probabilities, with gradient; values where `mask` is False are ignored."""
+    old_logp: Tensor
+    """``[N, T]`` log-probabilities of the policy that sampled."""
+    ref_logp: Tensor | None
+    """``[N, T]`` log-probabilities of the frozen reference; None switches the KL term and its metrics off."""
+    advantages: Tensor
+    """``[N]``; zero for rows of a group without spread, which still count in the KL and in the denominators."""
+    mask: Tensor
+    """``[N, T]`` bool, scored tokens."""
+    rows: Tensor | None = None
+    """``[N]`` bool, rows that are learned from; a row left out counts nowhere. None means all."""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.logp.shape)
+        found = {"old_logp": self.old_logp, "mask": self.mask}
+        if self.ref_logp is not None:
+            found["ref_logp"] = self.ref_logp
+        wrong = [f"{name} {list(value.shape)}" for name, value in found.items() if tuple(value.shape) != shape]
+        vectors = {"advantages": self.advantages, **({} if self.rows is None else {"rows": self.rows})}
+        wrong += [f"{name} {list(value.shape)}" for name, value in vectors.items() if value.shape != shape[:1]]
+        if len(shape) != 2 or wrong:
+            raise DataError(
+                f"A loss over logp {list(shape)} needs old_logp, ref_logp, mask of that shape [N, T] and advantages, "
+                f"rows of shape [N]; got {', '.join(wrong) or 'logp of another rank'}."
+            )
+        for name, flags in (("mask", self.mask), ("rows", self.rows)):
+            if flags is not None and flags.dtype != torch.bool:
+                raise DataError(f"LossInputs.{name} must be a bool tensor, got {flags.dtype}; compare with > 0 first.")
+
+    def learned_rows(self) -> Tensor:
+        """``[N]`` bool, `rows` with None spelled out."""
+        if self.rows is not None:
+            return self.rows
+        return torch.ones(self.logp.shape[0], dtype=torch.bool, device=self.logp.device)
+
+
+@dataclass(frozen=True)
+class LossOutputs:
+    """A loss to minimise and what it saw."""
+
+    loss: Tensor
+    """Scalar, this micro-batch's share of the batch's loss: call ``backward`` as it is, without dividing."""
+    metrics: Mapping[str, Tensor]
+    """Detached scalars by ``area/name``, this micro-batch's share; put together by `merge_metrics`."""
+
+
+class Objective(Protocol):
+    """A policy objective: pure, so that the same inputs give the same loss on any split of the batch."""
+
+    def __call__(self, inputs: LossInputs, denominators: Denominators) -> LossOutputs:
+        """This micro-batch's share of the loss; `denominators` are counts over the whole optimisation batch."""
+        ...
+
+
+def merge_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Metrics of the full batch from those of its micro-batches.
+
+    Means are divided by the batch's own counts and therefore add up; ``*/min`` and ``*/max`` take the extreme.
+
+    Example:
+        >>> halves = [{"ratio/mean": torch.tensor(0.5), "ratio/max": torch.tensor(1.0)}] * 2
+        >>> merge_metrics(halves)
+        {'ratio/mean': 1.0, 'ratio/max': 1.0}
+    """
+    if not parts:
+        return {}
+    merged: dict[str, float] = {}
+    for name in parts[0]:
+        values = torch.stack([part[name].float() for part in parts])
+        if name.endswith("/min"):
+            merged[name] = float(values.min())
+        elif name.endswith("/max"):
+            merged[name] = float(values.max())
+        else:
+            merged[name] = float(values.sum())
+    return merged
