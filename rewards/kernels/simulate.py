@@ -115,7 +115,7 @@ def _steering_rate(
     curvature: NDArray[np.float64],
     step: int,
 ) -> float:
-    """Steering rate (rad/s) of the one-shot lateral LQR over ten steps, with the speed extrapolated at `acceleration`."""
+    """Steering rate (rad/s) of the one-shot lateral LQR over ten steps; the speed is extrapolated at `acceleration`."""
     dx, dy = state[0] - pose[0], state[1] - pose[1]
     lateral = -dx * math.sin(pose[2]) + dy * math.cos(pose[2])
     heading = _wrap(state[2] - pose[2])

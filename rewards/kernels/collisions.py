@@ -1,0 +1,230 @@
+"""At-fault collision, time to collision and red lights of one plan against boxes that move by the clock.
+
+Both collision rules reduce to the first contact of a plan with each agent: however that contact is judged, the
+agent is ignored afterwards or the score is settled.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M, boxes_touch
+from rewards.kernels.lanes import MULTIPLE_LANES, NON_DRIVABLE, REAR_AXLE_IN_INTERSECTION
+from rewards.kernels.polygons import polygon_touches_box
+
+__all__ = ["AgentBoxes", "RedLights", "collision_score", "light_score", "plan_bounds", "ttc_score"]
+
+_STOPPED_MPS = 0.05
+_TTC_MIN_MPS = 5e-3
+_TTC_STEPS = (0, 3, 6, 9)
+_STEP_S = 0.1
+_COS_AHEAD = math.cos(math.radians(30.0))
+_COS_BEHIND = math.cos(math.radians(150.0))
+_EGO_RADIUS_M = math.hypot(EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M)
+
+
+class AgentBoxes(NamedTuple):
+    """A agents over T steps of 0.1 s, in the frame of the road they are judged on."""
+
+    pose: NDArray[np.float64]
+    """``[A, T, 4]`` box centre x, y (m), cos and sin of the heading."""
+    half_size: NDArray[np.float64]
+    """``[A, 2]`` half length, half width (m)."""
+    valid: NDArray[np.bool_]
+    """``[A, T]`` presence."""
+    is_agent: NDArray[np.bool_]
+    """``[A]`` vehicle, pedestrian or bicycle; False for static objects."""
+    stopped: NDArray[np.bool_]
+    """``[A]`` slower than 0.05 m/s at the first sighting: a stopped track for the whole horizon."""
+    bounds: NDArray[np.float64]
+    """``[A, 4]`` x min, y min, x max, y max that the box never leaves."""
+
+
+class RedLights(NamedTuple):
+    """R lane connectors on the route that are red at some of T steps."""
+
+    xy: NDArray[np.float64]
+    """``[V, 2]`` vertices."""
+    offsets: NDArray[np.int64]
+    """``[R + 1]``."""
+    active: NDArray[np.bool_]
+    """``[R, T]`` red at that step."""
+
+
+@njit(cache=True, nogil=True)
+def plan_bounds(boxes: NDArray[np.float64], lead_m: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Axis-aligned box that the ego box of a plan never leaves, also when moved forward by up to `lead_m`.
+
+    Args:
+        boxes: ``[K, 4]`` centre x, y, cos, sin.
+        lead_m: ``[K]`` largest forward shift (m).
+    """
+    x0, y0, x1, y1 = np.inf, np.inf, -np.inf, -np.inf
+    for k in range(len(boxes)):
+        x, y = boxes[k, 0], boxes[k, 1]
+        px, py = x + lead_m[k] * boxes[k, 2], y + lead_m[k] * boxes[k, 3]
+        x0, y0, x1, y1 = min(x0, x, px), min(y0, y, py), max(x1, x, px), max(y1, y, py)
+    return x0 - _EGO_RADIUS_M, y0 - _EGO_RADIUS_M, x1 + _EGO_RADIUS_M, y1 + _EGO_RADIUS_M
+
+
+@njit(cache=True, nogil=True)
+def _apart(bounds: NDArray[np.float64], x0: float, y0: float, x1: float, y1: float) -> bool:
+    return bool(bounds[0] > x1 or bounds[2] < x0 or bounds[1] > y1 or bounds[3] < y0)
+
+
+@njit(cache=True, nogil=True)
+def _touches(
+    agents: AgentBoxes,
+    a: int,
+    t: int,
+    x: float,
+    y: float,
+    cos: float,
+    sin: float,
+    half_length: float,
+) -> bool:
+    """Whether agent a at step t touches a box with the ego's width centred at (x, y)."""
+    other = agents.pose[a, t]
+    hl, hw = agents.half_size[a, 0], agents.half_size[a, 1]
+    dx, dy = other[0] - x, other[1] - y
+    reach = _EGO_RADIUS_M + hl + hw
+    if dx * dx + dy * dy > reach * reach:
+        return False
+    touch: bool = boxes_touch(
+        x, y, cos, sin, half_length, EGO_HALF_WIDTH_M, other[0], other[1], other[2], other[3], hl, hw
+    )
+    return touch
+
+
+@njit(cache=True, nogil=True)
+def _bearing(state: NDArray[np.float64], box: NDArray[np.float64], x: float, y: float) -> tuple[bool, bool]:
+    """Whether a point is ahead (< 30 deg) and whether behind (> 150 deg), seen from the rear axle."""
+    dx, dy = x - state[0], y - state[1]
+    along = dx * box[2] + dy * box[3]
+    distance = math.hypot(dx, dy)
+    return along > _COS_AHEAD * distance, along < _COS_BEHIND * distance
+
+
+@njit(cache=True, nogil=True)
+def _contact_at_fault(
+    agents: AgentBoxes, a: int, k: int, state: NDArray[np.float64], box: NDArray[np.float64], area: int
+) -> bool:
+    """NAVSIM's order of rules: stopped ego, stopped track, rear, front, lateral."""
+    if math.hypot(state[3], state[4]) <= _STOPPED_MPS:
+        return False
+    if not agents.is_agent[a] or agents.stopped[a]:
+        return True
+    if _bearing(state, box, agents.pose[a, k, 0], agents.pose[a, k, 1])[1]:
+        return False
+    front_x, front_y = box[0] + EGO_HALF_LENGTH_M * box[2], box[1] + EGO_HALF_LENGTH_M * box[3]
+    if _touches(agents, a, k, front_x, front_y, box[2], box[3], 0.0):
+        return True
+    return area & (MULTIPLE_LANES | NON_DRIVABLE) != 0
+
+
+@njit(cache=True, nogil=True)
+def collision_score(
+    agents: AgentBoxes,
+    states: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    areas: NDArray[np.uint8],
+    bounds: tuple[float, float, float, float],
+) -> tuple[float, float]:
+    """NC {0, .5, 1} of one plan, and the first step of an at-fault contact (inf: none).
+
+    0 for an at-fault contact with a road user, 0.5 with a static object only.
+
+    Args:
+        agents: Who else is there.
+        states: ``[K, 11]``.
+        boxes: ``[K, 4]`` ego box centre x, y, cos, sin.
+        areas: ``[K]`` area bits (:mod:`rewards.kernels.lanes`).
+        bounds: Of the plan; only speeds up.
+    """
+    score, first = 1.0, np.inf
+    for a in range(len(agents.pose)):
+        if _apart(agents.bounds[a], bounds[0], bounds[1], bounds[2], bounds[3]):
+            continue
+        for k in range(min(len(states), agents.pose.shape[1])):
+            if not agents.valid[a, k]:
+                continue
+            box = boxes[k]
+            if not _touches(agents, a, k, box[0], box[1], box[2], box[3], EGO_HALF_LENGTH_M):
+                continue
+            if _contact_at_fault(agents, a, k, states[k], box, areas[k]):
+                score = min(score, 0.0 if agents.is_agent[a] else 0.5)
+                first = min(first, float(k))
+            break
+    return score, first
+
+
+@njit(cache=True, nogil=True)
+def _first_ttc_hit(
+    agents: AgentBoxes, a: int, states: NDArray[np.float64], boxes: NDArray[np.float64], steps: int
+) -> tuple[int, int]:
+    """Start step and look-ahead of the first projected contact with agent a, or (-1, 0)."""
+    for k in range(min(steps, len(states))):
+        speed = math.hypot(states[k, 3], states[k, 4])
+        if speed < _TTC_MIN_MPS:
+            continue
+        for ahead in _TTC_STEPS:
+            t = k + ahead
+            if t >= agents.pose.shape[1] or not agents.valid[a, t]:
+                continue
+            shift = ahead * _STEP_S * speed
+            x, y = boxes[k, 0] + shift * boxes[k, 2], boxes[k, 1] + shift * boxes[k, 3]
+            if _touches(agents, a, t, x, y, boxes[k, 2], boxes[k, 3], EGO_HALF_LENGTH_M):
+                return k, ahead
+    return -1, 0
+
+
+@njit(cache=True, nogil=True)
+def ttc_score(
+    agents: AgentBoxes,
+    states: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    areas: NDArray[np.uint8],
+    bounds: tuple[float, float, float, float],
+    steps: int,
+) -> tuple[float, float]:
+    """TTC {0, 1} of one plan, and the start step of the first failure (inf: none).
+
+    The ego box of step k, moved straight by 0, .3, .6 and .9 s of its speed (forwards also when it reverses), meets the
+    agents where they are at that later time. A failure needs the agent ahead, or not behind while the ego is between
+    lanes, off the road or in an intersection. Arguments as in :func:`collision_score`, and the number of start steps (41
+    in v1.1, 32 in v2).
+    """
+    score, first = 1.0, np.inf
+    for a in range(len(agents.pose)):
+        if _apart(agents.bounds[a], bounds[0], bounds[1], bounds[2], bounds[3]):
+            continue
+        k, ahead_steps = _first_ttc_hit(agents, a, states, boxes, steps)
+        if k < 0:
+            continue
+        t = k + ahead_steps
+        ahead, behind = _bearing(states[k], boxes[k], agents.pose[a, t, 0], agents.pose[a, t, 1])
+        exposed = areas[k] & (MULTIPLE_LANES | NON_DRIVABLE | REAR_AXLE_IN_INTERSECTION) != 0
+        if ahead or (exposed and not behind):
+            score = 0.0
+            first = min(first, float(k))
+    return score, first
+
+
+@njit(cache=True, nogil=True)
+def light_score(lights: RedLights, boxes: NDArray[np.float64]) -> float:
+    """TLC {0, 1} of v2: 0 iff the ego box touches a connector while it is red, whichever way it came."""
+    for r in range(len(lights.active)):
+        xy = lights.xy[lights.offsets[r] : lights.offsets[r + 1]]
+        if len(xy) < 3:
+            continue
+        for k in range(min(len(boxes), lights.active.shape[1])):
+            if lights.active[r, k] and polygon_touches_box(
+                xy, boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3], EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M
+            ):
+                return 0.0
+    return 1.0

@@ -1,0 +1,163 @@
+"""Where the ego stands on the map step by step, and what follows from it: driving direction and lane keeping."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M, REAR_AXLE_TO_CENTER_M
+from rewards.kernels.polygons import (
+    DRIVABLE,
+    INTERSECTION,
+    LANE,
+    ROUTE_LANE,
+    PolygonIndex,
+    cell_of,
+    flags_at,
+    item_contains,
+)
+from rewards.kernels.progress import project
+
+__all__ = [
+    "CENTER_IN_INTERSECTION",
+    "MULTIPLE_LANES",
+    "NON_DRIVABLE",
+    "ONCOMING",
+    "REAR_AXLE_IN_INTERSECTION",
+    "direction_score",
+    "ego_areas",
+    "keeps_lane",
+]
+
+MULTIPLE_LANES = 1
+"""Area bit: two or more lanes hold a corner and none holds all four."""
+NON_DRIVABLE = 2
+"""Area bit: a corner lies on nothing drivable."""
+ONCOMING = 4
+"""Area bit: the box centre is in no lane of the route."""
+CENTER_IN_INTERSECTION = 8
+"""Area bit: the box centre is in an intersection."""
+REAR_AXLE_IN_INTERSECTION = 16
+"""Area bit: the rear axle is in an intersection."""
+
+_LANE, _DRIVABLE, _ROUTE_LANE, _INTERSECTION = int(LANE), int(DRIVABLE), int(ROUTE_LANE), int(INTERSECTION)
+_DIRECTION_WINDOW = 11
+_LANE_DISTANCE_M = 0.5
+_LANE_STEPS = 20
+
+
+@njit(cache=True, nogil=True)
+def _corner_areas(
+    index: PolygonIndex,
+    x: float,
+    y: float,
+    cos: float,
+    sin: float,
+    corners: NDArray[np.int64],
+    seen: NDArray[np.int64],
+) -> int:
+    """`MULTIPLE_LANES` and `NON_DRIVABLE` of the ego box centred at (x, y). `corners` ``[P]`` are zeros, also after."""
+    lanes = 0
+    area = 0
+    for corner in range(4):
+        ahead = EGO_HALF_LENGTH_M if corner in (0, 3) else -EGO_HALF_LENGTH_M
+        left = EGO_HALF_WIDTH_M if corner < 2 else -EGO_HALF_WIDTH_M
+        px, py = x + ahead * cos - left * sin, y + ahead * sin + left * cos
+        cell = cell_of(index, px, py)
+        drivable = False
+        if cell >= 0:
+            for i in range(index.cell_first[cell], index.cell_first[cell + 1]):
+                item = index.cell_items[i]
+                p = item >> 1
+                flags = int(index.flags[p])
+                needed = flags & _LANE or (flags & _DRIVABLE and not drivable)
+                if needed and item_contains(index, item, px, py):
+                    drivable = drivable or flags & _DRIVABLE != 0
+                    if flags & _LANE:
+                        if corners[p] == 0:
+                            seen[lanes] = p
+                            lanes += 1
+                        corners[p] += 1
+        if not drivable:
+            area = NON_DRIVABLE
+    within_one = False
+    for i in range(lanes):
+        within_one = within_one or corners[seen[i]] == 4
+        corners[seen[i]] = 0
+    if lanes > 1 and not within_one:
+        area |= MULTIPLE_LANES
+    return area
+
+
+@njit(cache=True, nogil=True)
+def ego_areas(
+    index: PolygonIndex,
+    states: NDArray[np.float64],
+    corners: NDArray[np.int64],
+    seen: NDArray[np.int64],
+    areas: NDArray[np.uint8],
+) -> None:
+    """Area bits of every step of one plan.
+
+    Args:
+        index: The map.
+        states: ``[K, 11]`` ego states in the map's frame.
+        corners: ``[P]`` zeros, scratch.
+        seen: ``[P]`` scratch.
+        areas: ``[K]`` filled with unions of the area bits.
+    """
+    for k in range(len(states)):
+        x, y = states[k, 0], states[k, 1]
+        cos, sin = math.cos(states[k, 2]), math.sin(states[k, 2])
+        cx, cy = x + REAR_AXLE_TO_CENTER_M * cos, y + REAR_AXLE_TO_CENTER_M * sin
+        area = _corner_areas(index, cx, cy, cos, sin, corners, seen)
+        centre = flags_at(index, cx, cy)
+        if not centre & _ROUTE_LANE:
+            area |= ONCOMING
+        if centre & _INTERSECTION:
+            area |= CENTER_IN_INTERSECTION
+        if flags_at(index, x, y) & _INTERSECTION:
+            area |= REAR_AXLE_IN_INTERSECTION
+        areas[k] = area
+
+
+@njit(cache=True, nogil=True)
+def direction_score(centres: NDArray[np.float64], areas: NDArray[np.uint8], ignored: int) -> float:
+    """DDC {0, .5, 1}: metres driven against the route within any second (11 consecutive steps): < 2, < 6, more.
+
+    Args:
+        centres: ``[K, 2]`` box centres.
+        areas: ``[K]`` area bits.
+        ignored: Area bits that make a step count for nothing (0 in v1.1, `CENTER_IN_INTERSECTION` in v2).
+    """
+    moved = np.zeros(len(centres))
+    most = 0.0
+    for k in range(1, len(centres)):
+        if areas[k] & ONCOMING and not areas[k] & ignored:
+            moved[k] = math.hypot(centres[k, 0] - centres[k - 1, 0], centres[k, 1] - centres[k - 1, 1])
+        total = 0.0
+        for i in range(max(k - _DIRECTION_WINDOW + 1, 0), k + 1):
+            total += moved[i]
+        most = max(most, total)
+    if most < 2.0:
+        return 1.0
+    return 0.5 if most < 6.0 else 0.0
+
+
+@njit(cache=True, nogil=True)
+def keeps_lane(
+    centres: NDArray[np.float64], areas: NDArray[np.uint8], xy: NDArray[np.float64], length: NDArray[np.float64]
+) -> bool:
+    """LK of v2: never 20 counted steps in a row more than 0.5 m from the centreline; intersections are skipped."""
+    away = 0
+    for k in range(len(centres)):
+        if areas[k] & CENTER_IN_INTERSECTION:
+            continue
+        distance = project(xy, length, centres[k, 0], centres[k, 1])[1]
+        away = away + 1 if distance > _LANE_DISTANCE_M else 0
+        if away >= _LANE_STEPS:
+            return False
+    return True
