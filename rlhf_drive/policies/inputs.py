@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "ROUTE_FEATURES",
     "ROUTE_PIECES",
     "ObservationBatch",
+    "mirror_batch",
     "polyline_features",
     "stack_features",
     "tensorise",
@@ -187,3 +188,31 @@ def stack_features(features: Sequence[dict[str, NDArray[np.float32]]]) -> Observ
         lines=lines,
         lines_mask=lines_mask,
     )
+
+
+def _signs(batch: ObservationBatch) -> dict[str, Tensor]:
+    """Sign of every feature under a left-right mirror, by field."""
+    state = [1.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0, -1.0]
+    agent = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
+    points = (batch.lines.shape[-1] - ELEMENT_FEATURES) // POINT_FEATURES
+    return {
+        "ego": torch.tensor(state * H + [1.0] * (EGO_FEATURES - 8 * H)),
+        "route": torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0] * ROUTE_PIECE_POINTS),
+        "agents": torch.tensor(agent * H + [1.0] * (AGENT_FEATURES - 8 * H)),
+        "lines": torch.tensor([1.0, -1.0] * (POINT_FEATURES // 2 * points) + [1.0] * ELEMENT_FEATURES),
+    }
+
+
+def mirror_batch(batch: ObservationBatch, flip: Tensor) -> ObservationBatch:
+    """The batch with the scenes in `flip` ``[S]`` bool mirrored left to right, driving command included."""
+    mirrored: dict[str, Tensor] = {}
+    for name, sign in _signs(batch).items():
+        values = getattr(batch, name)
+        chosen = flip.view(-1, *[1] * (values.ndim - 1))
+        mirrored[name] = torch.where(chosen, values * sign.to(values.device), values)
+    left, right = 8 * H + int(Command.LEFT), 8 * H + int(Command.RIGHT)
+    ego = mirrored["ego"]
+    swapped = ego.clone()
+    swapped[:, left], swapped[:, right] = ego[:, right], ego[:, left]
+    mirrored["ego"] = torch.where(flip[:, None], swapped, ego)
+    return replace(batch, **mirrored)

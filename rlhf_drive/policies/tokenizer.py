@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import NUM_POSES, wrap_angle
@@ -122,12 +123,12 @@ class TrajectoryTokenizer:
         xy = values if self.encoding == "waypoints" else self._walk(None, values)[1]
         return np.concatenate([xy, headings_from_positions(xy)[..., None]], axis=-1)
 
-    def constant_velocity_values(self, speed_mps: NDArray[np.floating], dt_s: float) -> NDArray[np.float64]:
-        """``[N, L]`` the numbers that encode driving straight on at `speed_mps` ``[N]``: the policy's anchor."""
-        step = np.zeros((len(speed_mps), self.num_poses, 2))
-        step[:, :, 0] = np.asarray(speed_mps, dtype=np.float64)[:, None] * dt_s
-        values = np.cumsum(step, axis=1) if self.encoding == "waypoints" else step
-        return values.reshape(len(step), -1)
+    def mirror(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[N, L]`` of the plans mirrored left to right; out-of-range numbers take the end."""
+        value = -(tokens[:, 1::2] * self.step + self.low)
+        mirrored = tokens.clone()
+        mirrored[:, 1::2] = ((value - self.low) / self.step).round().long().clamp(0, self.vocab_size - 1)
+        return mirrored
 
     def _walk(
         self, target: NDArray[np.float64] | None, values: NDArray[np.float64] | None

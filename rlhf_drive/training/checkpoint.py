@@ -1,0 +1,127 @@
+"""Training checkpoints: atomic, retained by number, and enough to continue bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_drive.errors import CheckpointError
+from rlhf_drive.policies import Policy, load_policy, save_policy
+from rlhf_drive.policies.checkpoints import replace_folder, sha256
+
+__all__ = ["CheckpointStore", "TrainingState", "publish_policy"]
+
+TRAINER = "trainer.pt"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint gives back besides the policy's weights."""
+
+    step: int
+    """Steps done; training goes on with this step (0-based)."""
+    optimizer: Mapping[str, Any]
+    """Optimizer state dict."""
+    values: Mapping[str, Any]
+    """What else the job keeps, as plain JSON data."""
+
+
+def publish_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any]) -> None:
+    """Write a policy checkpoint folder atomically: readers see the old one or the new one."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_policy(policy, temporary, info=info)
+    replace_folder(temporary, folder)
+
+
+class CheckpointStore:
+    """Folders `step-000020` in `folder`, the newest `keep` of them kept."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(
+        self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, values: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write everything of `step` beside its place, then move it there in one rename; drop the oldest.
+
+        Args:
+            step: Steps done.
+            policy: Live weights.
+            optimizer: Its state dict is stored with torch's own generator state.
+            values: Plain JSON data of the job.
+        """
+        final = self.folder / f"step-{step:06d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_policy(policy, temporary, info={"step": step})
+        torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, temporary / TRAINER)
+        state = {"step": step, "sha256": sha256(temporary / TRAINER), "values": dict(values or {})}
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        replace_folder(temporary, final)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{old:06d}")
+        return final
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, rising. Half-written ones have another name and do not count."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+
+    def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+        """Restore the newest checkpoint into `policy`, `optimizer` and torch's generator; None if there is none.
+
+        Raises:
+            CheckpointError: The newest checkpoint is damaged or belongs to another policy.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self.folder / f"step-{steps[-1]:06d}"
+        state = self._read_state(folder)
+        stored = load_policy(folder, device=policy.device)
+        if stored.describe() != policy.describe():
+            raise CheckpointError(
+                f"{folder} holds another policy ({_difference(stored.describe(), policy.describe())}). Resume with the "
+                "recipe that wrote it."
+            )
+        if sha256(folder / TRAINER) != state["sha256"]:
+            raise CheckpointError(f"{folder / TRAINER} does not match its checksum: truncated or altered.")
+        # weights_only: tensors and plain containers, never a class of somebody's choosing.
+        blob = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+        policy.load_state_dict(stored.state_dict())
+        optimizer.load_state_dict(blob["optimizer"])
+        torch.set_rng_state(blob["rng"])
+        return TrainingState(step=int(state["step"]), optimizer=blob["optimizer"], values=state["values"])
+
+    def _read_state(self, folder: Path) -> dict[str, Any]:
+        path = folder / STATE
+        try:
+            state = json.loads(path.read_text())
+            assert {"step", "sha256", "values"} <= set(state)
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); remove {folder} to resume from the checkpoint before it."
+            ) from None
+        return dict(state)
+
+
+def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """The entries in which two policy descriptions differ, as text."""
+    parts = []
+    for section in sorted(set(a) | set(b)):
+        left, right = dict(a.get(section, {})), dict(b.get(section, {}))
+        parts += [
+            f"{section}.{key}: {left.get(key)} there, {right.get(key)} here"
+            for key in sorted(set(left) | set(right))
+            if left.get(key) != right.get(key)
+        ]
+    return "; ".join(parts)

@@ -1,0 +1,118 @@
+"""The RL loop: one step reads from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rewards.carriers import Scores
+from rewards.service import RewardService, check_invalid
+from rlhf_drive.errors import TrainingError
+from rlhf_drive.likelihood import flatten_steps, trace_logp
+from rlhf_drive.policies import Decoding, Policy
+from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.scenes import Scene
+from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
+from rlhf_drive.training.schedule import scene_order
+from rlhf_drive.training.trainer import RlTrainer
+from rollout import RolloutService
+
+__all__ = ["check_likelihood", "reward_metrics", "train_rl"]
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+LOGPROB_TOLERANCE = 1e-3
+"""Largest difference between a sampler's and a recomputed log-probability that rounding explains (nats)."""
+
+
+@torch.no_grad()
+def check_likelihood(
+    policy: Policy, rollouts: RolloutService, scenes: Sequence[Scene], decoding: Decoding, features: FeatureCache
+) -> float:
+    """Start-up self-test: recomputed log-probabilities equal the sampler's. Returns the largest difference in nats.
+
+    Raises:
+        TrainingError: They differ, so ratios would not be ratios.
+    """
+    rollout = rollouts.sample(scenes, 2, decoding, step=-1)
+    logp, _ = trace_logp(policy, policy.encode(features.batch(policy, scenes)), rollout.trace)
+    difference = float((logp - flatten_steps(rollout.trace.logp)).abs().max())
+    if not difference <= LOGPROB_TOLERANCE:
+        raise TrainingError(
+            f"Recomputed log-probabilities differ from the sampler's by up to {difference:.2e} nats (tolerance "
+            f"{LOGPROB_TOLERANCE:.0e}): importance ratios would be wrong from the first update on."
+        )
+    return difference
+
+
+def reward_metrics(scores: Scores, num_generations: int) -> dict[str, float]:
+    """Means over valid rows of the reward and its components, the group's best, and the share of invalid rows."""
+    metrics = {"reward/invalid_frac": float(1.0 - scores.valid.mean())}
+    if not scores.valid.any():
+        return metrics
+    metrics["reward/total"] = float(scores.total[scores.valid].mean())
+    groups = np.where(scores.valid, scores.total, -np.inf).reshape(-1, num_generations).max(axis=1)
+    metrics["reward/best_of_group"] = float(groups[np.isfinite(groups)].mean())
+    for c, name in enumerate(scores.names):
+        column = scores.components[scores.valid, c]
+        if np.isfinite(column).any():
+            metrics[f"reward/{name}"] = float(np.nanmean(column))
+    return metrics
+
+
+def train_rl(
+    trainer: RlTrainer,
+    rollouts: RolloutService,
+    rewards: RewardService,
+    scenes: Sequence[Scene],
+    folder: Path,
+    *,
+    decoding: Decoding,
+    num_generations: int,
+    scenes_per_step: int,
+    max_invalid_fraction: float,
+    seed: int,
+    save_steps: int,
+    keep_checkpoints: int,
+    log: Log,
+) -> None:
+    """Sample, score, learn, for `max_steps` steps; the policy ends in `folder/policy`.
+
+    Continues from the newest checkpoint in `folder/checkpoints`; on CPU the metrics and weights are then those of an
+    uninterrupted run, bit for bit, because scenes and samples are functions of (seed, step).
+
+    Raises:
+        RewardError: More than `max_invalid_fraction` of a step's rows could not be scored.
+        TrainingError: The likelihood self-test failed, or loss or gradients are not finite.
+    """
+    policy, settings = trainer.policy, trainer.settings
+    checkpoints = CheckpointStore(folder / "checkpoints", keep_checkpoints)
+    state = checkpoints.load(policy, trainer.optimizer)
+    first = state.step if state else 0
+    rollouts.push_weights(policy, first)
+    check_likelihood(policy, rollouts, scenes[:4], decoding, trainer.features)
+    for step in range(first, settings.max_steps):
+        started = time.perf_counter()
+        batch = [scenes[i] for i in scene_order(seed, step, len(scenes), scenes_per_step)]
+        rollouts.push_weights(policy, step)
+        rollout = rollouts.sample(batch, num_generations, decoding, step=step)
+        sampled = time.perf_counter()
+        scores = rewards.score(batch, rollout.trajectories)
+        check_invalid(scores, max_invalid_fraction)
+        scored = time.perf_counter()
+        metrics = {
+            **reward_metrics(scores, num_generations),
+            **trainer.step(step, batch, rollout, scores),
+            "time/rollout_s": sampled - started,
+            "time/reward_s": scored - sampled,
+            "time/step_s": time.perf_counter() - started,
+        }
+        metrics["rollout/scenes_per_s"] = len(batch) / metrics["time/step_s"]
+        log(step + 1, metrics)
+        if (step + 1) % save_steps == 0 or step + 1 == settings.max_steps:
+            checkpoints.save(step + 1, policy, trainer.optimizer)
+    publish_policy(policy, folder / "policy", info={"stage": "rl", "seed": seed, "steps": settings.max_steps})

@@ -1,0 +1,211 @@
+"""Supervised fine-tuning on human plans, until the held-out loss stops falling."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf_drive.errors import TrainingError
+from rlhf_drive.policies import Policy, masked
+from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.policies.inputs import mirror_batch
+from rlhf_drive.policies.moe import RouterRecord
+from rlhf_drive.scenes import Scene
+from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
+from rlhf_drive.training.schedule import learning_rate_scale, scene_order
+
+__all__ = ["SftResult", "SftSettings", "heldout_loss", "train_sft"]
+
+MIN_FALL = 1e-3
+"""Nats per token by which the held-out loss must fall to count as falling."""
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """Plain arguments of supervised training; a recipe's `sft` section gives them."""
+
+    max_epochs: int
+    """Length of the learning-rate schedule; training may stop earlier, see `patience`."""
+    batch_size: int
+    """Scenes a step."""
+    learning_rate: float
+    """Peak learning rate."""
+    weight_decay: float
+    """AdamW's decoupled decay."""
+    warmup_ratio: float
+    """Share of steps spent warming up."""
+    max_grad_norm: float
+    """Gradients are scaled down to this norm."""
+    mask_order: str
+    """Which positions are hidden: `random`, `causal`, `reverse_causal` or `mixed`."""
+    mirror: bool
+    """Whether half of the scenes are mirrored left to right."""
+    load_balance_coef: float
+    """Weight of the experts' load-balance loss."""
+    router_z_coef: float
+    """Weight of the router z-loss."""
+    patience: int
+    """Epochs without a better held-out loss after which training stops."""
+    save_steps: int
+    """Steps between checkpoints."""
+    seed: int
+    """Keys scene order, masks, mirroring and dropout."""
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """How training ended; the best weights lie in the policy folder."""
+
+    heldout_loss: float
+    """Best held-out loss, nats per token."""
+    epoch: int
+    """Epoch that reached it."""
+    epochs: int
+    """Epochs trained."""
+    plateaued: bool
+    """Whether the held-out loss had stopped falling (`patience` epochs without a better one) when training ended."""
+
+
+def _targets(policy: Policy, scenes: Sequence[Scene]) -> Tensor:
+    """``[S, L]`` tokens of the human plans."""
+    poses = np.stack([scene.reference.human_poses for scene in scenes])
+    return torch.from_numpy(policy.tokenizer.encode(poses))
+
+
+@torch.no_grad()
+def heldout_loss(policy: Policy, scenes: Sequence[Scene], features: FeatureCache, mask_order: str) -> float:
+    """Mean masked-diffusion loss on the human plans of `scenes`, nats per token, with the same masks at every call."""
+    policy.eval()
+    total = 0.0
+    for start in range(0, len(scenes), 256):
+        part = scenes[start : start + 256]
+        context = policy.encode(features.batch(policy, part))
+        generator = torch.Generator(device=policy.device).manual_seed(start)
+        rows = _targets(policy, part).to(policy.device).repeat_interleave(4, dim=0)
+        total += float(masked.sft_loss(policy, rows, context, mask_order, generator).sum()) / 4
+    return total / len(scenes)
+
+
+def train_sft(
+    policy: Policy,
+    train: Sequence[Scene],
+    heldout: Sequence[Scene],
+    settings: SftSettings,
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    features: FeatureCache,
+    log: Log,
+) -> SftResult:
+    """Train until the held-out loss stops falling; `folder/policy` always holds the best weights so far.
+
+    Continues from the newest checkpoint in `folder/checkpoints`, bit for bit on CPU.
+
+    Args:
+        policy: Trained in place; at the end it holds the best weights.
+        train: Training scenes; human plans are the targets.
+        heldout: Scenes that decide when to stop.
+        settings: Plain arguments.
+        folder: The stage's own folder.
+        accelerator: Device and backward.
+        features: Cache of network inputs.
+        log: Called as ``log(step, metrics)``.
+
+    Raises:
+        TrainingError: The loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
+    checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
+    targets = _targets(policy, train)
+    per_epoch = math.ceil(len(train) / settings.batch_size)
+    total = per_epoch * settings.max_epochs
+    best, best_epoch, fell_epoch, step = math.inf, -1, -1, 0
+    torch.manual_seed(settings.seed)  # dropout; checkpoints carry the generator on
+    if state := checkpoints.load(policy, optimizer):
+        step, best = state.step, float(state.values["best"])
+        best_epoch, fell_epoch = int(state.values["best_epoch"]), int(state.values["fell_epoch"])
+    epoch_started, epoch_losses = time.perf_counter(), []
+    while step < total and not _stopped(step, per_epoch, fell_epoch, settings.patience):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * learning_rate_scale(step, total, settings.warmup_ratio)
+        index = scene_order(settings.seed, step, len(train), settings.batch_size)
+        metrics = _sft_step(
+            policy, [train[i] for i in index], targets[index], optimizer, settings, step, accelerator, features
+        )
+        epoch_losses.append(metrics["loss/sft"])
+        step += 1
+        if step % per_epoch == 0:
+            loss = heldout_loss(policy, heldout, features, settings.mask_order)
+            epoch = step // per_epoch - 1
+            fell_epoch = epoch if loss < best - MIN_FALL else fell_epoch
+            if loss < best:
+                best, best_epoch = loss, epoch
+                publish_policy(policy, folder / "policy", info={"stage": "sft", "epoch": epoch, "heldout_loss": loss})
+            metrics |= {"loss/heldout": loss, "loss/heldout_best": best, "sft/epoch": float(epoch + 1)}
+            metrics["loss/train_epoch"] = float(np.mean(epoch_losses))
+            metrics["time/epoch_s"] = time.perf_counter() - epoch_started
+            epoch_started, epoch_losses = time.perf_counter(), []
+        log(step, metrics)
+        if step % settings.save_steps == 0:
+            checkpoints.save(step, policy, optimizer, {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch})
+    epochs = step // per_epoch
+    return SftResult(best, best_epoch + 1, epochs, epochs - 1 - fell_epoch >= settings.patience)
+
+
+def _stopped(step: int, per_epoch: int, fell_epoch: int, patience: int) -> bool:
+    return step % per_epoch == 0 and step // per_epoch - 1 - fell_epoch >= patience
+
+
+def _sft_step(
+    policy: Policy,
+    scenes: Sequence[Scene],
+    targets: Tensor,
+    optimizer: torch.optim.Optimizer,
+    settings: SftSettings,
+    step: int,
+    accelerator: Accelerator,
+    features: FeatureCache,
+) -> dict[str, float]:
+    """One optimizer step; masks and mirroring are functions of (seed, step)."""
+    policy.train()
+    generator = torch.Generator(device=policy.device).manual_seed(settings.seed * 1_000_003 + step)
+    batch, tokens = features.batch(policy, scenes), targets.to(policy.device)
+    if settings.mirror:
+        flip = torch.rand(len(scenes), generator=generator, device=policy.device) < 0.5
+        batch = mirror_batch(batch, flip)
+        tokens = torch.where(flip[:, None], policy.tokenizer.mirror(tokens), tokens)
+    policy.record = RouterRecord()
+    context = policy.encode(batch)
+    # Several masks a scene: the scene is encoded once, so further decode states are cheap.
+    rows = tokens.repeat_interleave(2, dim=0)
+    nll = masked.sft_loss(policy, rows, context, settings.mask_order, generator).mean()
+    balance, z = policy.record.balance_loss(), policy.record.z_loss()
+    loss = nll + settings.load_balance_coef * balance + settings.router_z_coef * z
+    if not torch.isfinite(loss):
+        raise TrainingError(f"The SFT loss is {loss.item()} at step {step}; lower sft.learning_rate.")
+    accelerator.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    load_cv = policy.record.load_cv()
+    policy.record = None
+    return {
+        "loss/sft": float(nll.detach()),
+        "moe/balance": float(balance.detach()),
+        "moe/router_z": float(z.detach()),
+        "moe/load_cv": load_cv,
+        "optim/grad_norm": float(norm),
+        "optim/lr": optimizer.param_groups[0]["lr"],
+    }
