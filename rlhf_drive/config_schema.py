@@ -160,8 +160,9 @@ class SftSection:
     """Share of the updates with a linearly rising learning rate; a cosine to zero follows."""
     max_grad_norm: Positive
     """Gradients are scaled down to this norm."""
-    label_sigma: NotNegative
-    """Standard deviation (bins) of the Gaussian around the true token that is the target; 0 = the token alone."""
+    mask_order: Literal["random", "causal", "reverse_causal", "mixed"]
+    """Which positions are hidden: any (`random`, the masked-diffusion bound), those that a decoding order reveals last
+    (`causal`, `reverse_causal`), or half random and half causal (`mixed`)."""
     mirror: bool
     """Whether scenes are mirrored left-right at random."""
     load_balance_coef: NotNegative
