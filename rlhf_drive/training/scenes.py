@@ -1,0 +1,197 @@
+"""From a source to a scene store: generate or import, add the progress reference, judge, split, write."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards.pdm_closed import attach_references
+from rewards.pdms import score_pdms
+from rewards.prepare import prepare_scene
+from rlhf_drive.config import ScenesSection
+from rlhf_drive.errors import ConfigError, DataError
+from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, to_ego_frame
+from rlhf_drive.scenes.importers.recorded import Refused, import_recording, recording_paths
+from rlhf_drive.scenes.store import SceneStore, write_scenes
+
+__all__ = ["CHALLENGING_PDMS", "Judged", "build_scenes", "judge", "open_scenes", "split_of_cluster"]
+
+CHALLENGING_PDMS = 0.8
+"""A scene is challenging if constant velocity scores below this and the human does not."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A scene with its reference, and what known planners score on it."""
+
+    scene: Scene
+    """With progress references and the challenging flag."""
+    pdms: dict[str, float]
+    """PDMS by planner: human, pdm_closed, constant_velocity, stand_still."""
+
+
+@dataclass
+class _Tally:
+    """What happened to the scenes of a source."""
+
+    refused: dict[str, str] = field(default_factory=dict)
+    pdms: dict[str, list[float]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+
+
+def split_of_cluster(cluster: str, seed: int, heldout_fraction: float) -> str:
+    """`heldout` or `train`: a function of the cluster's name alone, so adding scenes never moves others across."""
+    digest = hashlib.blake2b(f"{seed}/{cluster}".encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "little") / 2**64 < heldout_fraction else "train"
+
+
+def judge(scene: Scene, *, min_human_pdms: float) -> Judged | Refused:
+    """Add PDM-Closed's progress reference, score known planners, and refuse what the human fails on.
+
+    Refused: NC or DAC of the human below 1, no human progress, or human PDMS below `min_human_pdms`.
+    """
+    try:
+        scene = attach_references(scene)
+        reference = scene.reference
+        prepared = prepare_scene(reference)
+        times = POSE_DT_S * np.arange(1, NUM_POSES + 1)
+        straight = np.zeros((NUM_POSES, 3))
+        straight[:, 0] = max(float(reference.ego_init[3]), 0.0) * times
+        closed = to_ego_frame(reference.pdm_reference_v1[5::5], reference.ego_init[:3])
+        plans = np.stack([reference.human_poses, closed, straight, np.zeros((NUM_POSES, 3))])
+        result = score_pdms(prepared, plans)
+    except DataError as error:
+        return Refused(scene.token, str(error))
+    if not result.valid[0]:
+        return Refused(scene.token, "the human plan cannot be scored")
+    if result.nc[0] < 1 or result.dac[0] < 1 or result.ep[0] <= 0:
+        return Refused(scene.token, "the human collides, leaves the road or makes no progress")
+    if result.pdms[0] < min_human_pdms:
+        return Refused(scene.token, f"the human scores {result.pdms[0]:.2f} PDMS, less than {min_human_pdms}")
+    names = ("human", "pdm_closed", "constant_velocity", "stand_still")
+    pdms = dict(zip(names, result.pdms.tolist(), strict=True))
+    hard = pdms["constant_velocity"] < CHALLENGING_PDMS <= pdms["human"]
+    return Judged(replace(scene, challenging=hard), pdms)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A piece of a source that one worker turns into judged scenes."""
+
+    section: ScenesSection
+    item: Any
+    """Range of scene indices, or path of a recording."""
+
+
+def _produce(job: _Job) -> list[Judged | Refused]:
+    """All judged scenes of a job, in order."""
+    section = job.section
+    raw: Iterable[Scene | Refused]
+    if section.source == "generate":
+        from rlhf_drive.scenes.generator import generate_scene
+
+        raw = (generate_scene(section.seed, i, section.kinds) for i in job.item)
+    else:
+        raw = import_recording(job.item, section.starts)
+    return [item if isinstance(item, Refused) else judge(item, min_human_pdms=section.min_human_pdms) for item in raw]
+
+
+def _jobs(section: ScenesSection) -> list[_Job]:
+    if section.source == "generate":
+        chunk = 25
+        starts = range(0, section.count, chunk)
+        return [_Job(section, range(s, min(section.count, s + chunk))) for s in starts]
+    return [_Job(section, path) for path in recording_paths(Path(str(section.path)))]
+
+
+def _run_jobs(jobs: Sequence[_Job], workers: int) -> Iterator[list[Judged | Refused]]:
+    """Results in the order of the jobs, whatever the number of workers."""
+    if workers <= 1:
+        yield from map(_produce, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_produce, jobs)
+
+
+def build_scenes(
+    section: ScenesSection, folder: Path, *, workers: int | None = None, on_progress: Progress | None = None
+) -> SceneStore:
+    """Write the store that a recipe's `scenes` section describes, and open it.
+
+    Args:
+        section: Source `generate` or `recorded`.
+        folder: Where the store goes; must not exist.
+        workers: Processes; None takes one per core.
+        on_progress: Called as ``on_progress(done, total, text)``.
+
+    Raises:
+        DataError: No usable scene, or one of the splits is empty.
+    """
+    jobs = _jobs(section)
+    workers = min(len(jobs), workers or len(os.sched_getaffinity(0)))
+    tally = _Tally()
+    splits: dict[str, str] = {}
+    info: dict[str, object] = {"source": section.source, "seed": section.seed}
+    write_scenes(folder, _kept(section, jobs, workers, tally, splits, info, on_progress), split_of=splits, info=info)
+    empty = [name for name in ("train", "heldout") if not tally.splits[name]]
+    if empty:
+        raise DataError(
+            f"Split {empty[0]!r} of {folder} is empty ({sum(tally.splits.values())} usable scenes, {len(tally.refused)} "
+            "refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
+        )
+    return SceneStore.open(folder)
+
+
+def _kept(
+    section: ScenesSection,
+    jobs: Sequence[_Job],
+    workers: int,
+    tally: _Tally,
+    splits: dict[str, str],
+    info: dict[str, object],
+    on_progress: Progress | None,
+) -> Iterator[Scene]:
+    """Usable scenes as they are made; notes their split, and at the end what became of all of them."""
+    for done, results in enumerate(_run_jobs(jobs, workers), start=1):
+        for item in results:
+            if isinstance(item, Refused):
+                tally.refused[item.token] = item.reason
+                continue
+            scene = item.scene
+            splits[scene.token] = split_of_cluster(scene.cluster, section.seed, section.heldout_fraction)
+            tally.splits[splits[scene.token]] += 1
+            tally.kinds[scene.kind] += 1
+            for name, value in item.pdms.items():
+                tally.pdms.setdefault(name, []).append(value)
+            yield scene
+        if on_progress:
+            on_progress(done, len(jobs), f"{sum(tally.splits.values())} scenes, {len(tally.refused)} refused")
+    info["kinds"] = dict(tally.kinds)
+    info["refused"] = tally.refused
+    info["pdms"] = {name: round(float(np.mean(values)), 4) for name, values in tally.pdms.items()}
+
+
+def open_scenes(section: ScenesSection, run_dir: Path, *, on_progress: Progress | None = None) -> SceneStore:
+    """The store of a recipe: opened if it is there, made otherwise.
+
+    Raises:
+        ConfigError: Source `store` without a folder.
+    """
+    folder = Path(section.store) if section.store else run_dir / "scenes"
+    if section.source == "store" and not section.store:
+        raise ConfigError("scenes.source is 'store': scenes.store must name the folder of a scene store.")
+    if section.source == "store" or (folder / "scenes.json").exists():
+        return SceneStore.open(folder)
+    return build_scenes(section, folder, on_progress=on_progress)
