@@ -21,8 +21,8 @@ VALID = REWARDS.isfinite()
         # Mean 0.5 of the three valid rows; unbiased std of (1, 0, .5) is 0.5.
         ("none", [0.5, -0.5, 0.0, 0.0]),
         ("group", [0.5 / 0.5001, -0.5 / 0.5001, 0.0, 0.0]),
-        # Valid rewards 1, 0, .5, .3 x4, .9: mean .45, squared deviations .3025 + .2025 + .0025 + 4 * .0225 + .2025 = .8;
-        # over 8 - 1.
+        # Valid rewards 1, 0, .5, .3 x4, .9 have mean .45; squared deviations .3025 + .2025 + .0025 + 4 * .0225 + .2025
+        # add up to .8, over 8 - 1.
         ("batch", [0.5 / (math.sqrt(0.8 / 7) + 1e-4), -0.5 / (math.sqrt(0.8 / 7) + 1e-4), 0.0, 0.0]),
     ],
 )

@@ -138,9 +138,9 @@ def adaptive_trace(policy: TabularDenoiser, reveals: Reveals) -> DecodeTrace:
     for _ in range(policy.length):
         grown = []
         for path in paths:
-            state = _state_after(policy, path)
-            hidden = [place for place, token in enumerate(state) if token == policy.vocab_size]
-            grown += [[*path, step] for step in sorted(reveals(state, hidden))]
+            before = _state_after(policy, path)
+            hidden = [place for place, token in enumerate(before) if token == policy.vocab_size]
+            grown += [[*path, step] for step in sorted(reveals(before, hidden))]
         paths = grown
     length, n = policy.length, len(paths)
     state = torch.full((length, n, length), policy.vocab_size)
