@@ -57,29 +57,31 @@ class RedLights(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def plan_bounds(boxes: NDArray[np.float64], lead_m: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Axis-aligned box that the ego box of a plan never leaves, also when moved forward by up to `lead_m`.
+def plan_bounds(boxes: NDArray[np.float64], speed: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Axis-aligned box that the ego box of a plan never leaves, also when moved forward by up to 0.9 s of its speed.
 
     Args:
         boxes: ``[K, 4]`` centre x, y, cos, sin.
-        lead_m: ``[K]`` largest forward shift (m).
+        speed: ``[K]`` m/s.
     """
     x0, y0, x1, y1 = np.inf, np.inf, -np.inf, -np.inf
     for k in range(len(boxes)):
         x, y = boxes[k, 0], boxes[k, 1]
-        px, py = x + lead_m[k] * boxes[k, 2], y + lead_m[k] * boxes[k, 3]
+        shift = _TTC_STEPS[-1] * _STEP_S * speed[k]
+        px, py = x + shift * boxes[k, 2], y + shift * boxes[k, 3]
         x0, y0, x1, y1 = min(x0, x, px), min(y0, y, py), max(x1, x, px), max(y1, y, py)
     return x0 - _EGO_RADIUS_M, y0 - _EGO_RADIUS_M, x1 + _EGO_RADIUS_M, y1 + _EGO_RADIUS_M
 
 
 @njit(cache=True, nogil=True)
-def _apart(bounds: NDArray[np.float64], x0: float, y0: float, x1: float, y1: float) -> bool:
-    return bool(bounds[0] > x1 or bounds[2] < x0 or bounds[1] > y1 or bounds[3] < y0)
+def _apart(bounds: NDArray[np.float64], a: int, x0: float, y0: float, x1: float, y1: float) -> bool:
+    return bool(bounds[a, 0] > x1 or bounds[a, 2] < x0 or bounds[a, 1] > y1 or bounds[a, 3] < y0)
 
 
 @njit(cache=True, nogil=True)
 def _touches(
-    agents: AgentBoxes,
+    pose: NDArray[np.float64],
+    half_size: NDArray[np.float64],
     a: int,
     t: int,
     x: float,
@@ -89,40 +91,48 @@ def _touches(
     half_length: float,
 ) -> bool:
     """Whether agent a at step t touches a box with the ego's width centred at (x, y)."""
-    other = agents.pose[a, t]
-    hl, hw = agents.half_size[a, 0], agents.half_size[a, 1]
-    dx, dy = other[0] - x, other[1] - y
-    reach = _EGO_RADIUS_M + hl + hw
+    ax, ay = pose[a, t, 0], pose[a, t, 1]
+    along, across = half_size[a, 0], half_size[a, 1]
+    dx, dy = ax - x, ay - y
+    reach = _EGO_RADIUS_M + along + across
     if dx * dx + dy * dy > reach * reach:
         return False
     touch: bool = boxes_touch(
-        x, y, cos, sin, half_length, EGO_HALF_WIDTH_M, other[0], other[1], other[2], other[3], hl, hw
+        x, y, cos, sin, half_length, EGO_HALF_WIDTH_M, ax, ay, pose[a, t, 2], pose[a, t, 3], along, across
     )
     return touch
 
 
 @njit(cache=True, nogil=True)
-def _bearing(state: NDArray[np.float64], box: NDArray[np.float64], x: float, y: float) -> tuple[bool, bool]:
-    """Whether a point is ahead (< 30 deg) and whether behind (> 150 deg), seen from the rear axle."""
-    dx, dy = x - state[0], y - state[1]
-    along = dx * box[2] + dy * box[3]
+def _bearing(states: NDArray[np.float64], boxes: NDArray[np.float64], k: int, x: float, y: float) -> tuple[bool, bool]:
+    """Whether a point is ahead (< 30 deg) and whether behind (> 150 deg), seen from the rear axle at step k."""
+    dx, dy = x - states[k, 0], y - states[k, 1]
+    along = dx * boxes[k, 2] + dy * boxes[k, 3]
     distance = math.hypot(dx, dy)
     return along > _COS_AHEAD * distance, along < _COS_BEHIND * distance
 
 
 @njit(cache=True, nogil=True)
 def _contact_at_fault(
-    agents: AgentBoxes, a: int, k: int, state: NDArray[np.float64], box: NDArray[np.float64], area: int
+    pose: NDArray[np.float64],
+    half_size: NDArray[np.float64],
+    a: int,
+    parked: bool,
+    states: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    k: int,
+    area: int,
 ) -> bool:
-    """NAVSIM's order of rules: stopped ego, stopped track, rear, front, lateral."""
-    if math.hypot(state[3], state[4]) <= _STOPPED_MPS:
+    """NAVSIM's order of rules: stopped ego, stopped track (`parked`), rear, front, lateral."""
+    if math.hypot(states[k, 3], states[k, 4]) <= _STOPPED_MPS:
         return False
-    if not agents.is_agent[a] or agents.stopped[a]:
+    if parked:
         return True
-    if _bearing(state, box, agents.pose[a, k, 0], agents.pose[a, k, 1])[1]:
+    if _bearing(states, boxes, k, pose[a, k, 0], pose[a, k, 1])[1]:
         return False
-    front_x, front_y = box[0] + EGO_HALF_LENGTH_M * box[2], box[1] + EGO_HALF_LENGTH_M * box[3]
-    if _touches(agents, a, k, front_x, front_y, box[2], box[3], 0.0):
+    cos, sin = boxes[k, 2], boxes[k, 3]
+    front_x, front_y = boxes[k, 0] + EGO_HALF_LENGTH_M * cos, boxes[k, 1] + EGO_HALF_LENGTH_M * sin
+    if _touches(pose, half_size, a, k, front_x, front_y, cos, sin, 0.0):
         return True
     return area & (MULTIPLE_LANES | NON_DRIVABLE) != 0
 
@@ -146,18 +156,19 @@ def collision_score(
         areas: ``[K]`` area bits (:mod:`rewards.kernels.lanes`).
         bounds: Of the plan; only speeds up.
     """
+    pose, half_size, valid, is_agent = agents.pose, agents.half_size, agents.valid, agents.is_agent
+    stopped, agent_bounds = agents.stopped, agents.bounds
     score, first = 1.0, np.inf
-    for a in range(len(agents.pose)):
-        if _apart(agents.bounds[a], bounds[0], bounds[1], bounds[2], bounds[3]):
+    for a in range(len(pose)):
+        if _apart(agent_bounds, a, bounds[0], bounds[1], bounds[2], bounds[3]):
             continue
-        for k in range(min(len(states), agents.pose.shape[1])):
-            if not agents.valid[a, k]:
+        for k in range(min(len(states), pose.shape[1])):
+            x, y, cos, sin = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
+            if not valid[a, k] or not _touches(pose, half_size, a, k, x, y, cos, sin, EGO_HALF_LENGTH_M):
                 continue
-            box = boxes[k]
-            if not _touches(agents, a, k, box[0], box[1], box[2], box[3], EGO_HALF_LENGTH_M):
-                continue
-            if _contact_at_fault(agents, a, k, states[k], box, areas[k]):
-                score = min(score, 0.0 if agents.is_agent[a] else 0.5)
+            parked = stopped[a] or not is_agent[a]
+            if _contact_at_fault(pose, half_size, a, parked, states, boxes, k, areas[k]):
+                score = min(score, 0.0 if is_agent[a] else 0.5)
                 first = min(first, float(k))
             break
     return score, first
@@ -165,20 +176,26 @@ def collision_score(
 
 @njit(cache=True, nogil=True)
 def _first_ttc_hit(
-    agents: AgentBoxes, a: int, states: NDArray[np.float64], boxes: NDArray[np.float64], steps: int
+    pose: NDArray[np.float64],
+    half_size: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    a: int,
+    boxes: NDArray[np.float64],
+    speed: NDArray[np.float64],
+    steps: int,
 ) -> tuple[int, int]:
     """Start step and look-ahead of the first projected contact with agent a, or (-1, 0)."""
-    for k in range(min(steps, len(states))):
-        speed = math.hypot(states[k, 3], states[k, 4])
-        if speed < _TTC_MIN_MPS:
+    for k in range(min(steps, len(boxes))):
+        if speed[k] < _TTC_MIN_MPS:
             continue
+        cos, sin = boxes[k, 2], boxes[k, 3]
         for ahead in _TTC_STEPS:
             t = k + ahead
-            if t >= agents.pose.shape[1] or not agents.valid[a, t]:
+            if t >= pose.shape[1] or not valid[a, t]:
                 continue
-            shift = ahead * _STEP_S * speed
-            x, y = boxes[k, 0] + shift * boxes[k, 2], boxes[k, 1] + shift * boxes[k, 3]
-            if _touches(agents, a, t, x, y, boxes[k, 2], boxes[k, 3], EGO_HALF_LENGTH_M):
+            shift = ahead * _STEP_S * speed[k]
+            x, y = boxes[k, 0] + shift * cos, boxes[k, 1] + shift * sin
+            if _touches(pose, half_size, a, t, x, y, cos, sin, EGO_HALF_LENGTH_M):
                 return k, ahead
     return -1, 0
 
@@ -188,6 +205,7 @@ def ttc_score(
     agents: AgentBoxes,
     states: NDArray[np.float64],
     boxes: NDArray[np.float64],
+    speed: NDArray[np.float64],
     areas: NDArray[np.uint8],
     bounds: tuple[float, float, float, float],
     steps: int,
@@ -196,18 +214,19 @@ def ttc_score(
 
     The ego box of step k, moved straight by 0, .3, .6 and .9 s of its speed (forwards also when it reverses), meets the
     agents where they are at that later time. A failure needs the agent ahead, or not behind while the ego is between
-    lanes, off the road or in an intersection. Arguments as in :func:`collision_score`, and the number of start steps (41
-    in v1.1, 32 in v2).
+    lanes, off the road or in an intersection. Arguments as in :func:`collision_score`; besides, `speed` ``[K]`` (m/s)
+    and the number of start steps (41 in v1.1, 32 in v2).
     """
+    pose, half_size, valid, agent_bounds = agents.pose, agents.half_size, agents.valid, agents.bounds
     score, first = 1.0, np.inf
-    for a in range(len(agents.pose)):
-        if _apart(agents.bounds[a], bounds[0], bounds[1], bounds[2], bounds[3]):
+    for a in range(len(pose)):
+        if _apart(agent_bounds, a, bounds[0], bounds[1], bounds[2], bounds[3]):
             continue
-        k, ahead_steps = _first_ttc_hit(agents, a, states, boxes, steps)
+        k, ahead_steps = _first_ttc_hit(pose, half_size, valid, a, boxes, speed, steps)
         if k < 0:
             continue
         t = k + ahead_steps
-        ahead, behind = _bearing(states[k], boxes[k], agents.pose[a, t, 0], agents.pose[a, t, 1])
+        ahead, behind = _bearing(states, boxes, k, pose[a, t, 0], pose[a, t, 1])
         exposed = areas[k] & (MULTIPLE_LANES | NON_DRIVABLE | REAR_AXLE_IN_INTERSECTION) != 0
         if ahead or (exposed and not behind):
             score = 0.0

@@ -8,17 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M, REAR_AXLE_TO_CENTER_M
-from rewards.kernels.polygons import (
-    DRIVABLE,
-    INTERSECTION,
-    LANE,
-    ROUTE_LANE,
-    PolygonIndex,
-    cell_of,
-    flags_at,
-    item_contains,
-)
+from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M
+from rewards.kernels.polygons import DRIVABLE, INTERSECTION, LANE, ROUTE_LANE
 from rewards.kernels.progress import project
 
 __all__ = [
@@ -29,6 +20,7 @@ __all__ = [
     "REAR_AXLE_IN_INTERSECTION",
     "direction_score",
     "ego_areas",
+    "ego_points",
     "keeps_lane",
 ]
 
@@ -50,43 +42,45 @@ _LANE_STEPS = 20
 
 
 @njit(cache=True, nogil=True)
+def ego_points(states: NDArray[np.float64], boxes: NDArray[np.float64], points: NDArray[np.float64]) -> None:
+    """Six points per step: corners FL, RL, RR, FR of the ego box, its centre, the rear axle.
+
+    Args:
+        states: ``[K, 11]`` ego states.
+        boxes: ``[K, 4]`` box centre x, y, cos, sin.
+        points: ``[6 K, 2]`` filled step by step.
+    """
+    for k in range(len(states)):
+        x, y, cos, sin = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
+        for corner in range(4):
+            ahead = EGO_HALF_LENGTH_M if corner in (0, 3) else -EGO_HALF_LENGTH_M
+            left = EGO_HALF_WIDTH_M if corner < 2 else -EGO_HALF_WIDTH_M
+            points[6 * k + corner, 0] = x + ahead * cos - left * sin
+            points[6 * k + corner, 1] = y + ahead * sin + left * cos
+        points[6 * k + 4, 0], points[6 * k + 4, 1] = x, y
+        points[6 * k + 5, 0], points[6 * k + 5, 1] = states[k, 0], states[k, 1]
+
+
+@njit(cache=True, nogil=True)
 def _corner_areas(
-    index: PolygonIndex,
-    x: float,
-    y: float,
-    cos: float,
-    sin: float,
-    corners: NDArray[np.int64],
-    seen: NDArray[np.int64],
+    flags: NDArray[np.uint8], found: NDArray[np.int64], count: NDArray[np.int64], m: int, corners: NDArray[np.int64]
 ) -> int:
-    """`MULTIPLE_LANES` and `NON_DRIVABLE` of the ego box centred at (x, y). `corners` ``[P]`` are zeros, also after."""
-    lanes = 0
-    area = 0
-    for corner in range(4):
-        ahead = EGO_HALF_LENGTH_M if corner in (0, 3) else -EGO_HALF_LENGTH_M
-        left = EGO_HALF_WIDTH_M if corner < 2 else -EGO_HALF_WIDTH_M
-        px, py = x + ahead * cos - left * sin, y + ahead * sin + left * cos
-        cell = cell_of(index, px, py)
+    """`MULTIPLE_LANES` and `NON_DRIVABLE` from the polygons of points m … m + 3."""
+    area, lanes, within_one = 0, 0, False
+    for point in range(m, m + 4):
         drivable = False
-        if cell >= 0:
-            for i in range(index.cell_first[cell], index.cell_first[cell + 1]):
-                item = index.cell_items[i]
-                p = item >> 1
-                flags = int(index.flags[p])
-                needed = flags & _LANE or (flags & _DRIVABLE and not drivable)
-                if needed and item_contains(index, item, px, py):
-                    drivable = drivable or flags & _DRIVABLE != 0
-                    if flags & _LANE:
-                        if corners[p] == 0:
-                            seen[lanes] = p
-                            lanes += 1
-                        corners[p] += 1
+        for i in range(count[point]):
+            p = found[point, i]
+            drivable = drivable or flags[p] & _DRIVABLE != 0
+            if flags[p] & _LANE:
+                lanes += 1 if corners[p] == 0 else 0
+                corners[p] += 1
+                within_one = within_one or corners[p] == 4
         if not drivable:
             area = NON_DRIVABLE
-    within_one = False
-    for i in range(lanes):
-        within_one = within_one or corners[seen[i]] == 4
-        corners[seen[i]] = 0
+    for point in range(m, m + 4):
+        for i in range(count[point]):
+            corners[found[point, i]] = 0
     if lanes > 1 and not within_one:
         area |= MULTIPLE_LANES
     return area
@@ -94,32 +88,33 @@ def _corner_areas(
 
 @njit(cache=True, nogil=True)
 def ego_areas(
-    index: PolygonIndex,
-    states: NDArray[np.float64],
+    flags: NDArray[np.uint8],
+    found: NDArray[np.int64],
+    count: NDArray[np.int64],
     corners: NDArray[np.int64],
-    seen: NDArray[np.int64],
     areas: NDArray[np.uint8],
 ) -> None:
     """Area bits of every step of one plan.
 
     Args:
-        index: The map.
-        states: ``[K, 11]`` ego states in the map's frame.
-        corners: ``[P]`` zeros, scratch.
-        seen: ``[P]`` scratch.
+        flags: ``[P]`` what the polygons are.
+        found: ``[6 K, depth]`` polygons that contain the points of :func:`ego_points`.
+        count: ``[6 K]`` how many.
+        corners: ``[P]`` zeros, scratch; zeros again afterwards.
         areas: ``[K]`` filled with unions of the area bits.
     """
-    for k in range(len(states)):
-        x, y = states[k, 0], states[k, 1]
-        cos, sin = math.cos(states[k, 2]), math.sin(states[k, 2])
-        cx, cy = x + REAR_AXLE_TO_CENTER_M * cos, y + REAR_AXLE_TO_CENTER_M * sin
-        area = _corner_areas(index, cx, cy, cos, sin, corners, seen)
-        centre = flags_at(index, cx, cy)
+    for k in range(len(areas)):
+        area = _corner_areas(flags, found, count, 6 * k, corners)
+        centre, rear = 0, 0
+        for i in range(count[6 * k + 4]):
+            centre |= flags[found[6 * k + 4, i]]
+        for i in range(count[6 * k + 5]):
+            rear |= flags[found[6 * k + 5, i]]
         if not centre & _ROUTE_LANE:
             area |= ONCOMING
         if centre & _INTERSECTION:
             area |= CENTER_IN_INTERSECTION
-        if flags_at(index, x, y) & _INTERSECTION:
+        if rear & _INTERSECTION:
             area |= REAR_AXLE_IN_INTERSECTION
         areas[k] = area
 

@@ -1,7 +1,7 @@
 """Which map polygons contain a point, exactly, through a grid of cells and slabs of edges.
 
 A cell lists the polygons that reach into it: those that cover it whole are answered without looking at an edge, for the
-others only the edges in the point's horizontal slab are crossed (even-odd rule). The index changes the cost, not answers.
+others only the edges in the point's horizontal slab are crossed (even-odd rule). The index never changes an answer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ __all__ = [
     "ROUTE_LANE",
     "PolygonIndex",
     "build_polygon_index",
-    "cell_of",
-    "flags_at",
-    "item_contains",
+    "locate",
     "polygon_touches_box",
 ]
 
@@ -61,6 +59,8 @@ class PolygonIndex(NamedTuple):
     """``[2]`` lower left corner of the grid."""
     shape: NDArray[np.int64]
     """``[2]`` cells in x and in y."""
+    depth: int
+    """Most polygons in any cell: no point lies in more."""
 
 
 @njit(cache=True, nogil=True)
@@ -237,42 +237,37 @@ def build_polygon_index(xy: NDArray[np.float64], offsets: NDArray[np.int64], fla
     high = real[:, 2:].max(axis=0) if len(real) else np.zeros(2)
     shape = ((high - low) / _CELL_M).astype(np.int64) + 1
     items, first = _build_cells(xy, offsets, bounds, edges, slab_edges, first_slab, low, shape)
-    return PolygonIndex(flags, edges, slab_edges, first_slab, bounds, items, first, low, shape)
+    depth = int(np.diff(first).max())
+    return PolygonIndex(flags, edges, slab_edges, first_slab, bounds, items, first, low, shape, depth)
 
 
 @njit(cache=True, nogil=True)
-def cell_of(index: PolygonIndex, x: float, y: float) -> int:
-    """Cell that holds the point, or -1 outside the grid (and for values that are not finite)."""
-    column = (x - index.origin[0]) / _CELL_M
-    row = (y - index.origin[1]) / _CELL_M
-    if not (0.0 <= column < index.shape[0] and 0.0 <= row < index.shape[1]):
-        return -1
-    cell: int = int(column) * index.shape[1] + int(row)
-    return cell
+def locate(
+    index: PolygonIndex, points: NDArray[np.float64], found: NDArray[np.int64], count: NDArray[np.int64]
+) -> None:
+    """All polygons that strictly contain each of M points.
 
-
-@njit(cache=True, nogil=True)
-def item_contains(index: PolygonIndex, item: int, x: float, y: float) -> bool:
-    """Whether the polygon of a cell's item strictly contains the point, which lies in that cell."""
-    if item & 1:
-        return True
-    inside: bool = _inside(x, y, item >> 1, index.bounds, index.edges, index.slab_edges, index.first_slab)
-    return inside
-
-
-@njit(cache=True, nogil=True)
-def flags_at(index: PolygonIndex, x: float, y: float) -> int:
-    """Union of the flags of all polygons that strictly contain the point."""
-    found = 0
-    cell = cell_of(index, x, y)
-    if cell < 0:
-        return found
-    for i in range(index.cell_first[cell], index.cell_first[cell + 1]):
-        item = index.cell_items[i]
-        flags = int(index.flags[item >> 1])
-        if flags & ~found and item_contains(index, item, x, y):
-            found |= flags
-    return found
+    Args:
+        index: The polygons.
+        points: ``[M, 2]``; a point that is not finite lies in none.
+        found: ``[M, at least index.depth]``; row m receives polygon numbers.
+        count: ``[M]`` receives how many of row m are filled.
+    """
+    bounds, edges, slab_edges, first_slab = index.bounds, index.edges, index.slab_edges, index.first_slab
+    items, first = index.cell_items, index.cell_first
+    x0, y0, columns, rows = index.origin[0], index.origin[1], index.shape[0], index.shape[1]
+    for m in range(len(points)):
+        count[m] = 0
+        x, y = points[m, 0], points[m, 1]
+        column, row = (x - x0) / _CELL_M, (y - y0) / _CELL_M
+        if not (0.0 <= column < columns and 0.0 <= row < rows):
+            continue
+        cell = int(column) * rows + int(row)
+        for i in range(first[cell], first[cell + 1]):
+            p = items[i] >> 1
+            if items[i] & 1 or _inside(x, y, p, bounds, edges, slab_edges, first_slab):
+                found[m, count[m]] = p
+                count[m] += 1
 
 
 @njit(cache=True, nogil=True)

@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from rewards.kernels.boxes import REAR_AXLE_TO_CENTER_M
 from rewards.kernels.collisions import AgentBoxes, RedLights, collision_score, light_score, plan_bounds, ttc_score
 from rewards.kernels.comfort import comfort_tests
-from rewards.kernels.lanes import CENTER_IN_INTERSECTION, NON_DRIVABLE, direction_score, ego_areas, keeps_lane
-from rewards.kernels.polygons import PolygonIndex
+from rewards.kernels.lanes import (
+    CENTER_IN_INTERSECTION,
+    NON_DRIVABLE,
+    direction_score,
+    ego_areas,
+    ego_points,
+    keeps_lane,
+)
+from rewards.kernels.polygons import PolygonIndex, locate
 from rewards.kernels.progress import project
 from rewards.kernels.simulate import NUM_STATES, STATE_SIZE
 from rlhf_drive.errors import DataError
@@ -102,10 +109,13 @@ def _score(
     valid: NDArray[np.bool_],
 ) -> None:
     """Rows of `values`: nc, dac, ddc, ttc, c, tlc, lk, progress_m, first fault step, first TTC step."""
-    corners = np.zeros(len(road.polygons.flags), dtype=np.int64)
-    seen = np.zeros(len(road.polygons.flags), dtype=np.int64)
+    flags = road.polygons.flags
+    corners = np.zeros(len(flags), dtype=np.int64)
+    points = np.empty((6 * states.shape[1], 2))
+    found = np.empty((len(points), road.polygons.depth), dtype=np.int64)
+    count = np.empty(len(points), dtype=np.int64)
     boxes = np.empty((states.shape[1], 4))
-    lead = np.empty(states.shape[1])
+    speed = np.empty(states.shape[1])
     for b in range(len(states)):
         plan = states[b]
         valid[b] = np.isfinite(plan).all()
@@ -117,16 +127,18 @@ def _score(
             boxes[k, 0] = plan[k, 0] + REAR_AXLE_TO_CENTER_M * cos
             boxes[k, 1] = plan[k, 1] + REAR_AXLE_TO_CENTER_M * sin
             boxes[k, 2], boxes[k, 3] = cos, sin
-            lead[k] = 0.9 * math.hypot(plan[k, 3], plan[k, 4])
-        ego_areas(road.polygons, plan, corners, seen, areas[b])
+            speed[k] = math.hypot(plan[k, 3], plan[k, 4])
+        ego_points(plan, boxes, points)
+        locate(road.polygons, points, found, count)
+        ego_areas(flags, found, count, corners, areas[b])
         on_road = True
         for k in range(len(plan)):
             on_road = on_road and not areas[b, k] & NON_DRIVABLE
-        bounds = plan_bounds(boxes, lead)
+        bounds = plan_bounds(boxes, speed)
         values[0, b], values[8, b] = collision_score(agents, plan, boxes, areas[b], bounds)
         values[1, b] = 1.0 if on_road else 0.0
         values[2, b] = direction_score(boxes, areas[b], ignored)
-        values[3, b], values[9, b] = ttc_score(agents, plan, boxes, areas[b], bounds, ttc_steps)
+        values[3, b], values[9, b] = ttc_score(agents, plan, boxes, speed, areas[b], bounds, ttc_steps)
         comfort_tests(plan, comfort[b])
         values[4, b] = 1.0 if comfort[b].all() else 0.0
         values[5, b] = light_score(lights, boxes)
