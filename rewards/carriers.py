@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import Scene, Trajectories
 
-__all__ = ["RewardInputs", "Scores"]
+__all__ = ["PDMS_COMPONENTS", "RewardInputs", "Scores"]
+
+PDMS_COMPONENTS = ("nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
+"""Columns that every scoring yields: NAVSIM's sub-scores (no at-fault collision, drivable-area compliance, ego
+progress, time to collision, comfort, driving-direction compliance) and their aggregate."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class RewardInputs:
     trajectories: Trajectories
     """N plans in their scene's t=0 ego frame."""
     pdms: Mapping[str, NDArray[np.float64]]
-    """PDMS components by name (`nc, dac, ep, ttc, c, ddc, pdms`), each ``[N]`` in 0..1, NaN where scoring failed."""
+    """Each of `PDMS_COMPONENTS` by name, ``[N]`` in 0..1. Rows that could not be scored are left out beforehand."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Scores:
         n = len(self.total)
         if self.components.shape != (n, len(self.names)) or self.valid.shape != (n,):
             raise DataError(
-                f"Scores of {n} rows and {len(self.names)} components need components [{n}, {len(self.names)}] and valid "
-                f"[{n}]; got {self.components.shape} and {self.valid.shape}."
+                f"Scores of {n} rows and {len(self.names)} components need components [{n}, {len(self.names)}] "
+                f"and valid [{n}]; got {self.components.shape} and {self.valid.shape}."
             )
         if bad := sorted(set(np.flatnonzero(~self.valid).tolist()) ^ set(self.failures)):
             raise DataError(f"Every invalid row needs a reason and no valid row may have one; rows {bad[:5]} disagree.")

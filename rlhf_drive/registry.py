@@ -34,8 +34,13 @@ class Registry(Generic[T]):
         """What the entries are, as messages call them (`reward`, `baseline`)."""
         self._entries: dict[str, T] = {}
 
-    def add(self, name: str, entry: T) -> T:
+    def add(self, name: str, entry: T, *, replace: bool = False) -> T:
         """Register `entry` under `name` and return it; the same entry may be added again.
+
+        Args:
+            name: What users write.
+            entry: What it stands for.
+            replace: Whether `entry` takes the place of one already registered (a function that was defined anew).
 
         Raises:
             ConfigError: The name is empty or already stands for something else.
@@ -43,7 +48,7 @@ class Registry(Generic[T]):
         if not name:
             raise ConfigError(f"A {self.kind} needs a name; got an empty string. Give it one.")
         known = self._entries.get(name)
-        if known is not None and known is not entry:
+        if known is not None and known is not entry and not replace:
             raise ConfigError(f"The {self.kind} name {name!r} is taken by {_describe(known)}. Choose another name.")
         self._entries[name] = entry
         return entry

@@ -1,0 +1,181 @@
+"""Reward functions by name: the `@reward` decorator, their typed options, and resolving what a recipe names.
+
+A reward is a function of the rollouts whose keyword-only parameters are its options::
+
+    @reward("smooth_speed")
+    def smooth_speed(inputs: RewardInputs, *, tolerance_mps: float = 1.0) -> NDArray[np.float64]:
+        ...  # [N], row n from plan n and its scene alone
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.carriers import RewardInputs
+from rlhf_drive.errors import ConfigError, PluginError, did_you_mean
+from rlhf_drive.registry import Registry, is_plugin, load_function
+
+__all__ = ["REWARDS", "BoundReward", "RewardFunction", "RewardOption", "resolve_reward", "reward"]
+
+BoundReward = Callable[[RewardInputs], NDArray[np.float64]]
+"""A reward with its options filled in: inputs of N plans in, ``[N]`` out."""
+F = TypeVar("F", bound=Callable[..., NDArray[np.float64]])
+_KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+@dataclass(frozen=True)
+class RewardOption:
+    """One keyword-only parameter of a reward function."""
+
+    name: str
+    """As the recipe writes it."""
+    kind: type
+    """`int`, `float`, `bool` or `str`."""
+    required: bool
+    """Whether the function gives no default."""
+
+    def accepts(self, value: object) -> bool:
+        """Whether `value` is of this kind; a float also takes an integer, nothing else is converted."""
+        if self.kind is float:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        return type(value) is self.kind
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A reward function with its name and the options it takes."""
+
+    name: str
+    """Its name among the components of a score."""
+    function: Callable[..., NDArray[np.float64]]
+    """The function itself."""
+    options: tuple[RewardOption, ...]
+    """Its options in order."""
+
+    def bind(self, options: Mapping[str, object], *, where: str = "reward") -> BoundReward:
+        """The function with `options` filled in.
+
+        Args:
+            options: Values by option name.
+            where: Key path of the term, for messages (`reward.terms[2]`).
+
+        Raises:
+            ConfigError: An option is unknown, missing or of another type; the message lists all such options.
+        """
+        known = {option.name: option for option in self.options}
+        problems = [
+            f"{where}.options: reward {self.name!r} has no option {name!r}. {did_you_mean(str(name), known)}"
+            for name in options
+            if name not in known
+        ]
+        for option in self.options:
+            if option.name in options and not option.accepts(value := options[option.name]):
+                problems.append(f"{where}.options.{option.name} must be {option.kind.__name__}; got {value!r}.")
+            elif option.name not in options and option.required:
+                problems.append(
+                    f"{where}.options.{option.name} ({option.kind.__name__}) is missing; it has no default."
+                )
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return partial(self.function, **{name: known[name].kind(value) for name, value in options.items()})
+
+
+REWARDS: Registry[RewardFunction] = Registry("reward")
+"""All rewards that have a name."""
+
+
+def reward(name: str) -> Callable[[F], F]:
+    """Register the decorated function as the reward `name`; the function itself stays as it is.
+
+    Defining the function again (a notebook cell, an edited file) replaces it.
+
+    Raises:
+        ConfigError: Another function has that name.
+        PluginError: The function is not of the form ``f(inputs, *, option: float = 1.0)``.
+
+    Example:
+        >>> @reward("gentle")
+        ... def gentle(inputs: RewardInputs, *, limit: float = 2.0) -> NDArray[np.float64]:
+        ...     return np.ones(len(inputs.trajectories))
+    """
+
+    def register(function: F) -> F:
+        entry = _describe(name, function)
+        known = REWARDS.get(name) if name in REWARDS else None
+        REWARDS.add(name, entry, replace=known is not None and _same_definition(known.function, function))
+        function.__reward__ = entry  # type: ignore[attr-defined]
+        return function
+
+    return register
+
+
+def resolve_reward(name: str, *, where: str = "reward") -> RewardFunction:
+    """The reward that a recipe means by `name`.
+
+    Args:
+        name: A registered name, `package.module:function` or `path/to/file.py:function`; a function that is named by
+            its place need not be decorated.
+        where: Key path of the name, for messages.
+
+    Raises:
+        UnknownNameError: No reward is registered under that name.
+        PluginError: The function cannot be loaded or does not have the form of a reward.
+    """
+    if not is_plugin(name):
+        return REWARDS.get(name, where=where)
+    function = load_function(name, where=where)
+    entry = getattr(function, "__reward__", None)
+    return entry if isinstance(entry, RewardFunction) else _describe(name.rpartition(":")[2], function)
+
+
+def _same_definition(old: object, new: object) -> bool:
+    """Whether two functions are one definition, executed twice."""
+
+    def place(function: object) -> tuple[str | None, str | None, str | None]:
+        code = getattr(function, "__code__", None)
+        return getattr(function, "__qualname__", None), getattr(function, "__module__", None), code and code.co_filename
+
+    (old_name, old_module, old_file), (new_name, new_module, new_file) = place(old), place(new)
+    return old_name is not None and old_name == new_name and (old_module == new_module or old_file == new_file)
+
+
+def _describe(name: str, function: Callable[..., NDArray[np.float64]]) -> RewardFunction:
+    """Read the options of `function` from its signature."""
+    form = "Write it as f(inputs, *, option: float = 1.0)"
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"Reward {name!r} has no signature that can be read: {error}. {form}.") from error
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not parameters or parameters[0].kind not in positional:
+        raise PluginError(f"Reward {name!r} must take the reward inputs as its first argument. {form}.")
+    for parameter in parameters[1:]:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise PluginError(f"Reward {name!r}: parameter {parameter.name!r} must be keyword-only. {form}.")
+    return RewardFunction(name, function, tuple(_option(name, parameter) for parameter in parameters[1:]))
+
+
+def _option(name: str, parameter: inspect.Parameter) -> RewardOption:
+    """Type and default of one keyword-only parameter; without an annotation the default's type counts."""
+    required = parameter.default is inspect.Parameter.empty
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty and not required:
+        annotation = type(parameter.default)
+    kind = _KINDS.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
+    if kind is None:
+        raise PluginError(
+            f"Reward {name!r}: option {parameter.name!r} must be annotated as one of {', '.join(_KINDS)}. "
+            "Options come from a recipe and are checked against their type."
+        )
+    option = RewardOption(parameter.name, kind, required)
+    if not required and not option.accepts(parameter.default):
+        raise PluginError(f"Reward {name!r}: the default of option {parameter.name!r} is not {kind.__name__}.")
+    return option

@@ -1,0 +1,280 @@
+"""The reward service: scenes and plans in, scores out. A failure becomes a row with a reason, never a number."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.carriers import PDMS_COMPONENTS, RewardInputs, Scores
+from rewards.compose import Reward, RewardTerm
+from rewards.isolation import call_isolated, describe_error
+from rewards.prepared_scenes import PreparedScenes
+from rewards.scorer import Scorer, pdms_scorer
+from rlhf_drive.errors import ConfigError, DataError, RewardError
+from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, Trajectories
+
+__all__ = ["LocalRewardService", "RewardService", "RewardStats", "check_invalid"]
+
+
+class RewardService(Protocol):
+    """Scores plans, wherever that happens."""
+
+    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+        """Scores of N plans; row n was planned for ``scenes[trajectories.scene_index[n]]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardStats:
+    """What a service has done so far."""
+
+    rows: int = 0
+    """Plans received."""
+    failures: int = 0
+    """Plans without a valid score."""
+    prepared: int = 0
+    """Scenes prepared, that is cache misses."""
+    seconds: float = 0.0
+    """Time spent in `score`."""
+
+    @property
+    def rows_per_s(self) -> float:
+        """Plans per second; 0 before the first call."""
+        return self.rows / self.seconds if self.seconds > 0 else 0.0
+
+
+class LocalRewardService:
+    """Scores in this process, scene by scene on threads; the result does not depend on their number.
+
+    Example:
+        >>> with LocalRewardService(build_reward([RewardSpec("pdms")])) as service:
+        ...     scores = service.score(scenes, trajectories)
+    """
+
+    def __init__(
+        self, reward: Reward, *, workers: int = 0, cache_size: int = 1024, scorer: Scorer | None = None
+    ) -> None:
+        """Set up; nothing heavy happens before the first call of `score`.
+
+        Args:
+            reward: What to compute.
+            workers: Threads that score; 0 takes one per usable core, 1 stays in the calling thread.
+            cache_size: Prepared scenes kept, the most recently used ones; 0 keeps none.
+            scorer: The simulator score; PDMS of NAVSIM v1.1 unless given.
+
+        Raises:
+            ConfigError: `workers` or `cache_size` is negative.
+        """
+        for name, value in (("workers", workers), ("cache_size", cache_size)):
+            if value < 0:
+                raise ConfigError(f"{name} of the reward service must be at least 0; got {value}.")
+        self.reward = reward
+        """What is computed."""
+        self.stats = RewardStats()
+        """What has been done so far."""
+        self._scorer = scorer
+        self._workers = workers or _usable_cores()
+        self._executor: ThreadPoolExecutor | None = None
+        self._cache = PreparedScenes(cache_size)
+
+    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+        """Scores of N plans over S scenes.
+
+        Args:
+            scenes: S scenes.
+            trajectories: ``[N, 8, 3]`` plans in their scene's t=0 ego frame, every 0.5 s.
+
+        Returns:
+            N rows. A row is invalid, with its reason, where the scene cannot be prepared, the plan holds NaN, or the
+            scorer or a user's reward fails on it.
+
+        Raises:
+            DataError: The trajectories have another length or spacing, or point at a scene that is not there.
+        """
+        start = time.perf_counter()
+        _check_trajectories(trajectories, len(scenes))
+        scorer = self._scorer = self._scorer or pdms_scorer()
+        rows = len(trajectories)
+        columns = {name: np.full(rows, np.nan) for name in self.reward.names}
+        failures: dict[int, str] = {}
+        finite = np.isfinite(trajectories.poses).all(axis=(1, 2))
+        for row in np.flatnonzero(~finite):
+            failures[int(row)] = f"{_of(scenes, trajectories, row)}: the plan holds a value that is not finite"
+
+        def run(scene_index: int) -> _SceneResult:
+            mine = np.flatnonzero(finite & (trajectories.scene_index == scene_index))
+            return _score_scene(scorer, self._cache, scenes[scene_index], mine, trajectories.poses)
+
+        for result in self._map(run, np.unique(trajectories.scene_index[finite]).tolist()):
+            failures |= result.failures
+            for i, name in enumerate(PDMS_COMPONENTS):
+                columns[name][result.rows] = result.values[:, i]
+        for term in self.reward.user_terms:
+            failures |= _score_term(term, scenes, trajectories, columns, failures)
+        scores = self._scores(scorer, columns, failures)
+        self.stats = replace(
+            self.stats,
+            rows=self.stats.rows + rows,
+            failures=self.stats.failures + len(scores.failures),
+            prepared=self._cache.prepared,
+            seconds=self.stats.seconds + time.perf_counter() - start,
+        )
+        return scores
+
+    def close(self) -> None:
+        """End the threads. The service can be used again; it then starts new ones."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def __enter__(self) -> LocalRewardService:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _map(self, run: Callable[[int], _SceneResult], scene_indices: list[int]) -> list[_SceneResult]:
+        """``run`` of every index, in order."""
+        if self._workers == 1 or len(scene_indices) < 2:
+            return [run(i) for i in scene_indices]
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="reward")
+        return list(self._executor.map(run, scene_indices))
+
+    def _scores(self, scorer: Scorer, columns: Mapping[str, NDArray[np.float64]], failures: dict[int, str]) -> Scores:
+        """The scores as a carrier; a row that failed has no total."""
+        total = self.reward.total(columns)
+        valid = np.ones(len(total), dtype=np.bool_)
+        valid[list(failures)] = False
+        return Scores(
+            names=self.reward.names,
+            components=np.stack([columns[name] for name in self.reward.names], axis=1),
+            total=np.where(valid, total, np.nan),
+            valid=valid,
+            failures=dict(sorted(failures.items())),
+            scorer=scorer.name,
+        )
+
+
+def check_invalid(scores: Scores, max_fraction: float) -> None:
+    """Stop when too many rows are invalid.
+
+    Args:
+        scores: N scored rows.
+        max_fraction: Largest share of invalid rows that is tolerated, 0..1.
+
+    Raises:
+        RewardError: The share is larger; the message has the count, the share and the first reasons.
+    """
+    invalid = len(scores.failures)
+    if invalid == 0 or invalid / len(scores) <= max_fraction:
+        return
+    first = "\n".join(f"  row {row}: {reason}" for row, reason in list(scores.failures.items())[:3])
+    raise RewardError(
+        f"{invalid} of {len(scores)} rollouts ({invalid / len(scores):.1%}) could not be scored; "
+        f"{max_fraction:.1%} are tolerated (reward.max_invalid_fraction). The first ones:\n{first}"
+    )
+
+
+@dataclass(frozen=True)
+class _SceneResult:
+    """PDMS components of one scene's rows."""
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.float64]
+    failures: dict[int, str]
+
+
+def _score_scene(
+    scorer: Scorer, cache: PreparedScenes, scene: Scene, rows: NDArray[np.int64], poses: NDArray[np.float64]
+) -> _SceneResult:
+    """PDMS components ``[n, 7]`` of the plans `rows`, all for `scene`."""
+    try:
+        prepared = cache.get(scene, scorer.prepare)
+    except Exception as error:  # a scene that cannot be prepared costs its own rows, nothing else
+        reason = f"scene {scene.token!r} cannot be prepared: {describe_error(error)}"
+        return _SceneResult(
+            rows, np.full((len(rows), len(PDMS_COMPONENTS)), np.nan), {int(row): reason for row in rows}
+        )
+
+    def function(part: NDArray[np.int64]) -> NDArray[np.float64]:
+        scored = scorer.score(prepared, poses[part])
+        return np.stack([scored[name] for name in PDMS_COMPONENTS], axis=1)
+
+    values, failures = call_isolated(function, rows, len(PDMS_COMPONENTS))
+    for row in rows[~np.isfinite(values).all(axis=1)]:
+        failures.setdefault(int(row), "it gave no finite score")
+    return _SceneResult(
+        rows, values, {r: f"scene {scene.token!r}: scoring failed: {why}" for r, why in failures.items()}
+    )
+
+
+def _score_term(
+    term: RewardTerm,
+    scenes: Sequence[Scene],
+    trajectories: Trajectories,
+    columns: Mapping[str, NDArray[np.float64]],
+    failed: Mapping[int, str],
+) -> dict[int, str]:
+    """Compute a user's reward on the rows that have not failed yet, into its column; returns the rows it fails on."""
+    rows = np.setdiff1d(np.arange(len(trajectories)), list(failed))
+    if len(rows) == 0:
+        return {}
+    values, failures = call_isolated(
+        lambda part: np.asarray(term.function(_inputs(scenes, trajectories, columns, part))), rows, 1
+    )
+    columns[term.name][rows] = values[:, 0]
+    for row, value in zip(rows, values[:, 0], strict=True):
+        if not np.isfinite(value):
+            failures.setdefault(int(row), f"returned {value}")
+    return {row: f"{_of(scenes, trajectories, row)}: reward {term.name!r}: {why}" for row, why in failures.items()}
+
+
+def _inputs(
+    scenes: Sequence[Scene],
+    trajectories: Trajectories,
+    columns: Mapping[str, NDArray[np.float64]],
+    rows: NDArray[np.int64],
+) -> RewardInputs:
+    """What a user's reward sees of `rows`: their scenes alone, and copies that cannot be written to."""
+    used, scene_index = np.unique(trajectories.scene_index[rows], return_inverse=True)
+    part = Trajectories(_frozen(trajectories.poses[rows]), _frozen(scene_index), trajectories.dt_s)
+    pdms = {name: _frozen(columns[name][rows]) for name in PDMS_COMPONENTS}
+    return RewardInputs([scenes[i] for i in used], part, pdms)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.setflags(write=False)
+    return array
+
+
+def _of(scenes: Sequence[Scene], trajectories: Trajectories, row: int | np.int64) -> str:
+    """The scene of a row, in words."""
+    return f"scene {scenes[trajectories.scene_index[row]].token!r}"
+
+
+def _usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_trajectories(trajectories: Trajectories, scenes: int) -> None:
+    """Refuse plans that could not be scored as they are meant."""
+    if trajectories.poses.shape[1] != NUM_POSES or trajectories.dt_s != POSE_DT_S:
+        raise DataError(
+            f"Plans must have {NUM_POSES} poses {POSE_DT_S} s apart to be scored; got "
+            f"{trajectories.poses.shape[1]} poses {trajectories.dt_s} s apart. Resample them."
+        )
+    index = trajectories.scene_index
+    if len(index) and not 0 <= index.min() <= index.max() < scenes:
+        raise DataError(f"scene_index must lie in 0 … {scenes - 1}; got {index.min()} … {index.max()}.")

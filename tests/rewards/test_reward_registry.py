@@ -1,0 +1,197 @@
+"""Reward functions by name: what counts as one, its options, and where it may lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rewards import REWARDS, RewardInputs, resolve_reward, reward
+from rewards.builtin import ALIASES
+from rlhf_drive.errors import ConfigError, PluginError, UnknownNameError
+from rlhf_drive.scenes import Trajectories
+
+Array = NDArray[np.float64]
+
+
+@pytest.fixture(autouse=True)
+def _registered_names_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
+
+
+def inputs(**pdms: float) -> RewardInputs:
+    return RewardInputs([], Trajectories(np.zeros((1, 8, 3)), np.zeros(1)), {k: np.array([v]) for k, v in pdms.items()})
+
+
+def scaled(inputs: RewardInputs, *, factor: float, times: int = 1, flip: bool = False, mode: str = "mean") -> Array:
+    """A reward with an option of each kind."""
+    return inputs.pdms["ep"] * factor**times * (-1 if flip else 1) * (2 if mode == "sum" else 1)
+
+
+def test_decorated_function_is_found_and_stays_a_function() -> None:
+    assert reward("scaled")(scaled) is scaled
+    bound = resolve_reward("scaled").bind({"factor": 3, "times": 2, "flip": True, "mode": "sum"})
+    assert bound(inputs(ep=0.5)).tolist() == [-9.0]  # 0.5 * 3**2 * -1 * 2
+
+
+def test_defaults_are_the_functions_own() -> None:
+    reward("scaled")(scaled)
+    assert resolve_reward("scaled").bind({"factor": 0.5})(inputs(ep=0.5)).tolist() == [0.25]
+
+
+def test_integer_for_a_float_option_arrives_as_float() -> None:
+    seen = []
+
+    @reward("probe")
+    def probe(inputs: RewardInputs, *, factor: float = 1.0) -> Array:
+        seen.append(factor)
+        return np.ones(1)
+
+    resolve_reward("probe").bind({"factor": 3})(inputs())
+    assert (seen, type(seen[0])) == ([3.0], float)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"factor": 1.0, "tims": 2},
+            r"terms\[2\]\.options: reward 'scaled' has no option 'tims'\. Did you mean 'times'",
+        ),
+        ({}, r"terms\[2\]\.options\.factor \(float\) is missing"),
+        ({"factor": "2"}, r"options\.factor must be float; got '2'"),
+        ({"factor": True}, r"options\.factor must be float; got True"),
+        ({"factor": float("nan")}, r"options\.factor must be float; got nan"),
+        ({"factor": 1.0, "times": 2.0}, r"options\.times must be int; got 2\.0"),
+        ({"factor": 1.0, "times": True}, r"options\.times must be int; got True"),
+        ({"factor": 1.0, "flip": 1}, r"options\.flip must be bool; got 1"),
+        ({"factor": 1.0, "mode": None}, r"options\.mode must be str; got None"),
+    ],
+)
+def test_wrong_option_is_named(options: dict[str, object], match: str) -> None:
+    reward("scaled")(scaled)
+    with pytest.raises(ConfigError, match=match):
+        resolve_reward("scaled").bind(options, where="reward.terms[2]")
+
+
+def test_all_wrong_options_are_named_at_once() -> None:
+    reward("scaled")(scaled)
+    with pytest.raises(ConfigError) as caught:
+        resolve_reward("scaled").bind({"tims": 1, "mode": 2})
+    assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == [
+        "reward.options:",
+        "reward.options.factor",
+        "reward.options.mode",
+    ]
+
+
+def positional_option(inputs: RewardInputs, factor: float = 1.0) -> Array: ...
+def no_inputs(*, factor: float = 1.0) -> Array: ...
+def any_options(inputs: RewardInputs, **options: float) -> Array: ...
+def list_option(inputs: RewardInputs, *, bins: list[int]) -> Array: ...
+def untyped_option(inputs: RewardInputs, *, factor) -> Array: ...  # type: ignore[no-untyped-def]
+def wrong_default(inputs: RewardInputs, *, times: int = 0.5) -> Array: ...  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (positional_option, "parameter 'factor' must be keyword-only"),
+        (no_inputs, "must take the reward inputs as its first argument"),
+        (any_options, "parameter 'options' must be keyword-only"),
+        (list_option, "must be annotated as one of int, float, bool, str"),
+        (untyped_option, "must be annotated as one of int, float, bool, str"),
+        (wrong_default, "default of option 'times' is not int"),
+    ],
+)
+def test_function_of_another_form_is_refused(function: Callable[..., Array], match: str) -> None:
+    with pytest.raises(PluginError, match=match):
+        reward("odd")(function)
+    assert "odd" not in REWARDS
+
+
+def test_type_of_an_option_without_annotation_is_its_defaults() -> None:
+    def plain(inputs, *, times=2):  # type: ignore[no-untyped-def]
+        return np.full(1, times)
+
+    reward("plain")(plain)
+    with pytest.raises(ConfigError, match="times must be int"):
+        resolve_reward("plain").bind({"times": 2.5})
+
+
+def test_unknown_name_offers_the_closest() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown reward 'ego_progres' in .*\. Did you mean 'ego_progress'"):
+        resolve_reward("ego_progres", where="reward.terms[0].name")
+
+
+def test_name_of_another_function_is_taken() -> None:
+    with pytest.raises(ConfigError, match=r"'pdms' is taken"):
+        reward("pdms")(scaled)
+
+
+def test_function_defined_again_replaces_itself() -> None:
+    def define(value: float) -> None:
+        @reward("again")
+        def again(inputs: RewardInputs) -> Array:
+            return np.full(1, value)
+
+    define(1.0)
+    define(2.0)
+    assert resolve_reward("again").bind({})(inputs()).tolist() == [2.0]
+
+
+SOURCE = """
+import numpy as np
+from rewards import reward
+
+@reward("from_file")
+def decorated(inputs, *, value: float = 1.0):
+    return np.full(1, value)
+
+def undecorated(inputs, *, value: float = 1.0):
+    return np.full(1, -value)
+
+CONSTANT = 3
+"""
+
+
+def test_functions_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    decorated, undecorated = (resolve_reward(f"{path}:{name}") for name in ("decorated", "undecorated"))
+    assert (decorated.name, undecorated.name) == ("from_file", "undecorated")
+    assert decorated.bind({"value": 4})(inputs()).tolist() == [4.0]
+    assert undecorated.bind({"value": 4})(inputs()).tolist() == [-4.0]
+    assert resolve_reward("from_file") is decorated
+    with pytest.raises(PluginError, match="not a function"):
+        resolve_reward(f"{path}:CONSTANT")
+    with pytest.raises(PluginError, match="Did you mean 'undecorated'"):
+        resolve_reward(f"{path}:undecoratd")
+
+
+def test_edited_file_is_loaded_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    resolve_reward(f"{path}:decorated")
+    path.write_text(SOURCE.replace("np.full(1, value)", "np.full(1, value + 100)"))
+    assert resolve_reward(f"{path}:decorated").bind({})(inputs()).tolist() == [101.0]
+    assert resolve_reward("from_file").bind({})(inputs()).tolist() == [101.0]
+
+
+def test_function_of_an_installed_module() -> None:
+    assert resolve_reward("rewards.builtin:comfort") is resolve_reward("comfort")
+
+
+@pytest.mark.parametrize("name", ["nc", "dac", "ep", "ttc", "c", "ddc", "pdms"])
+def test_builtin_is_the_component(name: str) -> None:
+    values = {n: i / 10 for i, n in enumerate(("nc", "dac", "ep", "ttc", "c", "ddc", "pdms"))}
+    assert resolve_reward(name).bind({})(inputs(**values)).tolist() == [values[name]]
+
+
+def test_readable_names_mean_the_component_they_say() -> None:
+    meaning = {alias: resolve_reward(alias).function.__name__ for alias in ALIASES}
+    assert meaning == {alias: alias for alias in ALIASES}
+    assert {alias: resolve_reward(alias).name for alias in ALIASES} == ALIASES
