@@ -93,14 +93,11 @@ def _policy(recipe: Recipe) -> Iterator[str]:
 
 
 def _reward(recipe: Recipe) -> Iterator[str]:
-    if not recipe.reward:
-        return
-    names = [term.name for term in recipe.reward.terms]
-    if not names:
+    terms = recipe.reward.terms if recipe.reward else None
+    if terms == ():
         yield "reward.terms: is empty. Name at least one reward, such as {name: pdms, weight: 1.0}"
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            yield f"reward.terms[{i}].name: {name!r} stands in the list already. Give each reward once"
+    elif terms and not any(term.weight > 0 for term in terms):
+        yield "reward.terms: every weight is 0, so there is nothing to learn. Give a term a weight above 0"
 
 
 def _rl(recipe: Recipe) -> Iterator[str]:

@@ -181,8 +181,8 @@ class RewardTerm:
 
     name: str
     """A registered reward (`rlhf-drive rewards list`), `path/to/file.py:function` or `package.module:function`."""
-    weight: Positive
-    """Weight in the mean over the terms."""
+    weight: NotNegative
+    """Weight in the mean over the terms; 0 = the term is only reported."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Keyword options of the function."""
 
@@ -196,7 +196,7 @@ class RewardSection:
     max_invalid_fraction: Share
     """The run stops when a larger share of a step's rollouts cannot be scored."""
     workers: CountOrZero
-    """Threads that score; 0 = score in the training thread."""
+    """Threads that score; 0 = one per usable core."""
 
 
 @dataclass(frozen=True)
