@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlhf_drive.errors import DataError
 
 __all__ = [
+    "FEW_CLUSTERS",
     "TIE",
     "Difference",
     "Interval",
@@ -28,6 +29,8 @@ __all__ = [
 
 TIE = 1e-6
 """Two scores (0..1) closer than this are a tie."""
+FEW_CLUSTERS = 10
+"""Below this many clusters a percentile interval is too narrow to call a difference."""
 _MAX_DRAWS = 4_000_000
 """Cluster indices drawn at once (32 MB)."""
 
