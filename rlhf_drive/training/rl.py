@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,12 @@ from rlhf_drive.policies import Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
+from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.schedule import scene_order
 from rlhf_drive.training.trainer import RlTrainer
 from rollout import RolloutService
 
 __all__ = ["check_likelihood", "reward_metrics", "train_rl"]
-
-Log = Callable[[int, Mapping[str, float]], None]
 
 LOGPROB_TOLERANCE = 1e-3
 """Largest difference between a sampler's and a recomputed log-probability that rounding explains (nats)."""
@@ -78,7 +77,7 @@ def train_rl(
     seed: int,
     save_steps: int,
     keep_checkpoints: int,
-    log: Log,
+    journal: Journal,
 ) -> None:
     """Sample, score, learn, for `max_steps` steps; the policy ends in `folder/policy`.
 
@@ -93,6 +92,7 @@ def train_rl(
     checkpoints = CheckpointStore(folder / "checkpoints", keep_checkpoints)
     state = checkpoints.load(policy, trainer.optimizer)
     first = state.step if state else 0
+    journal.resume(first)
     rollouts.push_weights(policy, first)
     check_likelihood(policy, rollouts, scenes[:4], decoding, trainer.features)
     for step in range(first, settings.max_steps):
@@ -111,8 +111,8 @@ def train_rl(
             "time/reward_s": scored - sampled,
             "time/step_s": time.perf_counter() - started,
         }
-        metrics["rollout/scenes_per_s"] = len(batch) / metrics["time/step_s"]
-        log(step + 1, metrics)
+        metrics["time/scenes_per_s"] = len(batch) / metrics["time/step_s"]
+        journal.log(step + 1, metrics)
         if (step + 1) % save_steps == 0 or step + 1 == settings.max_steps:
             checkpoints.save(step + 1, policy, trainer.optimizer)
     publish_policy(policy, folder / "policy", info={"stage": "rl", "seed": seed, "steps": settings.max_steps})

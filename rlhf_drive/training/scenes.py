@@ -148,8 +148,8 @@ def build_scenes(
     empty = [name for name in ("train", "heldout") if not tally.splits[name]]
     if empty:
         raise DataError(
-            f"Split {empty[0]!r} of {folder} is empty ({sum(tally.splits.values())} usable scenes, {len(tally.refused)} "
-            "refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
+            f"Split {empty[0]!r} of {folder} is empty ({sum(tally.splits.values())} usable scenes, "
+            f"{len(tally.refused)} refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
         )
     return SceneStore.open(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,13 @@ from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
+from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.schedule import learning_rate_scale, scene_order
 
 __all__ = ["SftResult", "SftSettings", "heldout_loss", "train_sft"]
 
 MIN_FALL = 1e-3
 """Nats per token by which the held-out loss must fall to count as falling."""
-
-Log = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def train_sft(
     *,
     accelerator: Accelerator,
     features: FeatureCache,
-    log: Log,
+    journal: Journal,
 ) -> SftResult:
     """Train until the held-out loss stops falling; `folder/policy` always holds the best weights so far.
 
@@ -119,7 +118,7 @@ def train_sft(
         folder: The stage's own folder.
         accelerator: Device and backward.
         features: Cache of network inputs.
-        log: Called as ``log(step, metrics)``.
+        journal: Takes the metrics.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -136,15 +135,17 @@ def train_sft(
     if state := checkpoints.load(policy, optimizer):
         step, best = state.step, float(state.values["best"])
         best_epoch, fell_epoch = int(state.values["best_epoch"]), int(state.values["fell_epoch"])
+    journal.resume(step)
     epoch_started, epoch_losses = time.perf_counter(), []
     while step < total and not _stopped(step, per_epoch, fell_epoch, settings.patience):
+        started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_scale(step, total, settings.warmup_ratio)
         index = scene_order(settings.seed, step, len(train), settings.batch_size)
-        metrics = _sft_step(
-            policy, [train[i] for i in index], targets[index], optimizer, settings, step, accelerator, features
-        )
-        epoch_losses.append(metrics["loss/sft"])
+        batch = [train[i] for i in index]
+        metrics = _sft_step(policy, batch, targets[index], optimizer, settings, step, accelerator, features)
+        epoch_losses.append(metrics["loss/train"])
+        metrics["time/scenes_per_s"] = len(batch) / (time.perf_counter() - started)
         step += 1
         if step % per_epoch == 0:
             loss = heldout_loss(policy, heldout, features, settings.mask_order)
@@ -157,9 +158,11 @@ def train_sft(
             metrics["loss/train_epoch"] = float(np.mean(epoch_losses))
             metrics["time/epoch_s"] = time.perf_counter() - epoch_started
             epoch_started, epoch_losses = time.perf_counter(), []
-        log(step, metrics)
+        journal.log(step, metrics)
         if step % settings.save_steps == 0:
-            checkpoints.save(step, policy, optimizer, {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch})
+            checkpoints.save(
+                step, policy, optimizer, {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch}
+            )
     epochs = step // per_epoch
     return SftResult(best, best_epoch + 1, epochs, epochs - 1 - fell_epoch >= settings.patience)
 
@@ -202,10 +205,10 @@ def _sft_step(
     load_cv = policy.record.load_cv()
     policy.record = None
     return {
-        "loss/sft": float(nll.detach()),
+        "loss/train": float(nll.detach()),
         "moe/balance": float(balance.detach()),
         "moe/router_z": float(z.detach()),
         "moe/load_cv": load_cv,
         "optim/grad_norm": float(norm),
-        "optim/lr": optimizer.param_groups[0]["lr"],
+        "optim/learning_rate": optimizer.param_groups[0]["lr"],
     }

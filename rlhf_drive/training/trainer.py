@@ -116,7 +116,7 @@ class RlTrainer:
             scale_rewards=self.settings.scale_rewards, tolerance=self.settings.spread_tolerance,
         )  # fmt: skip
         kept = (~advantages.degenerate).nonzero().flatten()
-        metrics = {**_group_metrics(advantages), "optim/lr": self.optimizer.param_groups[0]["lr"]}
+        metrics = {**_group_metrics(advantages), "optim/learning_rate": self.optimizer.param_groups[0]["lr"]}
         metrics["policy/sampled_nll"] = float(-rollout.trace.logp.sum() / rollout.trace.scored.sum())
         if not len(kept):
             return metrics

@@ -1,0 +1,84 @@
+"""From a recipe's sections to the objects that work: recipes never reach the mathematics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from rewards.compose import RewardSpec, build_reward
+from rewards.service import LocalRewardService
+from rlhf_drive.config import CompareSection, Recipe, RewardSection, RlSection, RolloutSection
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy
+from rlhf_drive.training.sft import SftSettings
+from rlhf_drive.training.trainer import TrainerSettings
+
+__all__ = [
+    "build_accelerator",
+    "build_policy",
+    "build_rewards",
+    "decoding_of",
+    "sft_settings",
+    "trainer_settings",
+]
+
+
+def build_accelerator(device: str) -> Accelerator:
+    """The process's accelerator.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there, or several processes were launched.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch sees no GPU; use device=auto or device=cpu.")
+    accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"{accelerator.num_processes} processes were launched; training runs in one process for now. Start it with "
+            "`rlhf-drive train` instead of `accelerate launch`."
+        )
+    return accelerator
+
+
+def build_policy(recipe: Recipe, device: torch.device) -> Policy:
+    """A policy with fresh weights, drawn from `recipe.seed`; or the checkpoint that `recipe.sft.policy` names."""
+    if recipe.sft.policy:
+        return load_policy(Path(recipe.sft.policy), device=device)
+    architecture = Architecture(**dataclasses.asdict(recipe.policy))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        policy = Policy(architecture, TrajectoryTokenizer(**dataclasses.asdict(recipe.tokenizer)))
+    return policy.to(device)
+
+
+def build_rewards(section: RewardSection) -> LocalRewardService:
+    """The reward service of a recipe."""
+    specs = [RewardSpec(term.name, term.weight, dict(term.options)) for term in section.terms]
+    return LocalRewardService(build_reward(specs), workers=section.workers, cache_size=4096)
+
+
+def decoding_of(section: RolloutSection | CompareSection) -> Decoding:
+    """How a recipe samples."""
+    return Decoding(section.steps, section.order, section.temperature, section.top_k)
+
+
+def sft_settings(recipe: Recipe) -> SftSettings:
+    """Arguments of supervised training."""
+    values = dataclasses.asdict(recipe.sft)
+    values.pop("policy")
+    return SftSettings(**values, seed=recipe.seed)
+
+
+def trainer_settings(section: RlSection) -> TrainerSettings:
+    """Arguments of the policy update."""
+    names = {f.name for f in dataclasses.fields(TrainerSettings)}
+    return TrainerSettings(**{k: v for k, v in dataclasses.asdict(section).items() if k in names})
+
+
+def epochs_to_steps(scenes: int, batch_size: int, epochs: int) -> int:
+    """Optimizer steps of so many passes."""
+    return math.ceil(scenes / batch_size) * epochs

@@ -1,0 +1,43 @@
+"""Where a training phase writes what it measures: the metrics file and the live table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlhf_drive.training.live import LiveTable
+from rlhf_drive.training.metrics import MetricsWriter
+
+__all__ = ["Journal", "RunJournal"]
+
+
+class Journal(Protocol):
+    """Takes the metrics of one phase, step by step."""
+
+    def resume(self, step: int) -> None:
+        """The phase goes on after `step`; what was written beyond it is void."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of `step`, counted from 1."""
+
+
+@dataclass(frozen=True)
+class RunJournal:
+    """Journal of a run folder: `metrics.jsonl`, TensorBoard and the live table."""
+
+    writer: MetricsWriter
+    """Files."""
+    table: LiveTable
+    """Terminal."""
+    phase: str
+    """Name of the phase in the files."""
+
+    def resume(self, step: int) -> None:
+        """Drop lines after `step`."""
+        self.writer.resume(step, phase=self.phase)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write and show."""
+        self.writer.log(step, metrics, phase=self.phase)
+        self.table.update(step, metrics)

@@ -1,0 +1,231 @@
+"""A recipe's run, stage by stage: scenes, SFT, RL per seed, comparison. Finished stages are not done again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rewards.service import LocalRewardService
+from rlhf_drive.compare.analysis import Bootstrap, Comparison
+from rlhf_drive.compare.baselines import baseline_planners
+from rlhf_drive.compare.evaluate import Evaluation, Planner, evaluate
+from rlhf_drive.compare.planners import PolicyPlanner
+from rlhf_drive.compare.report import print_table, summary, write_report
+from rlhf_drive.config import Recipe
+from rlhf_drive.objectives import make_objective
+from rlhf_drive.policies import Policy, load_policy
+from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.scenes import Scene
+from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training.build import (
+    build_accelerator,
+    build_policy,
+    build_rewards,
+    decoding_of,
+    epochs_to_steps,
+    sft_settings,
+    trainer_settings,
+)
+from rlhf_drive.training.journal import RunJournal
+from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, LiveTable
+from rlhf_drive.training.metrics import MetricsWriter
+from rlhf_drive.training.rl import train_rl
+from rlhf_drive.training.run_folder import RunFolder
+from rlhf_drive.training.scenes import open_scenes
+from rlhf_drive.training.sft import train_sft
+from rlhf_drive.training.trainer import RlTrainer
+from rollout import LocalRolloutService
+
+__all__ = ["run"]
+
+
+def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
+    """Run a recipe's job and return its run folder.
+
+    Args:
+        recipe: Validated recipe.
+        resume: Run folder of an earlier, unfinished run of the same recipe; it goes on where the last checkpoint ends.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RewardError, TrainingError: With what, where and what to do.
+    """
+    folder = RunFolder.resume(recipe, resume) if resume else RunFolder.create(recipe)
+    started = time.monotonic() - folder.seconds_before()
+    accelerator = build_accelerator(recipe.device)
+    with MetricsWriter(folder.path, recipe.logging.tensorboard) as writer:
+        job = _Run(recipe, folder, writer, accelerator, FeatureCache(), started)
+        job.stages()
+    folder.note_seconds(time.monotonic() - started)
+    return folder.path
+
+
+@dataclass
+class _Run:
+    """A run in progress: what its stages share."""
+
+    recipe: Recipe
+    folder: RunFolder
+    writer: MetricsWriter
+    accelerator: Any
+    features: FeatureCache
+    started: float
+
+    def stages(self) -> None:
+        """The stages that the recipe's job consists of."""
+        job = self.recipe.job
+        store = self._scenes()
+        if job in ("pipeline", "sft"):
+            self._sft(store)
+        if job in ("pipeline", "rl"):
+            for seed in self.recipe.rl.seeds:
+                self._rl(store, seed)
+        if job in ("pipeline", "compare"):
+            self._compare(store)
+
+    def _scenes(self) -> SceneStore:
+        with _progress("scenes") as on_progress:
+            store = open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
+        print_info(f"scenes: {len(store.indices('train'))} train, {len(store.indices('heldout'))} held out")
+        return store
+
+    def _sft(self, store: SceneStore) -> None:
+        stage = self.folder.path / "sft"
+        if self.folder.is_done("sft"):
+            return
+        settings = sft_settings(self.recipe)
+        train, heldout = store.split("train"), store.split("heldout")
+        policy = build_policy(self.recipe, self.accelerator.device)
+        total = epochs_to_steps(len(train), settings.batch_size, settings.max_epochs)
+        with LiveTable("sft", total, SFT_COLUMNS) as table:
+            result = train_sft(
+                policy, train, heldout, settings, stage, accelerator=self.accelerator, features=self.features,
+                journal=RunJournal(self.writer, table, "sft"),
+            )  # fmt: skip
+        self.folder.mark_done("sft", asdict(result), time.monotonic() - self.started)
+        print_info(
+            f"sft: held-out loss {result.heldout_loss:.4f} nats per token in epoch {result.epoch} of {result.epochs}"
+        )
+        if not result.plateaued:
+            print_info("sft: the held-out loss was still falling when the epochs ended; raise sft.max_epochs")
+
+    def _sft_policy(self) -> Policy:
+        named = self.recipe.rl.policy if self.recipe.job == "rl" or self.recipe.rl.policy else None
+        return load_policy(
+            Path(named) if named else self.folder.path / "sft" / "policy", device=self.accelerator.device
+        )
+
+    def _rl(self, store: SceneStore, seed: int) -> None:
+        name, rl, rollout = f"rl-seed{seed}", self.recipe.rl, self.recipe.rollout
+        if self.folder.is_done(name):
+            return
+        policy = self._sft_policy()
+        objective = make_objective(rl.loss_type, rl.importance_sampling_level, rl.epsilon, rl.epsilon_high, rl.beta)
+        trainer = RlTrainer(policy, objective, trainer_settings(rl), self.accelerator, self.features)
+        with build_rewards(self.recipe.reward) as rewards, LiveTable(name, rl.max_steps, RL_COLUMNS) as table:
+            train_rl(
+                trainer,
+                LocalRolloutService(policy, seed=seed, features=self.features),
+                rewards,
+                store.split("train"),
+                self.folder.path / name,
+                decoding=decoding_of(rollout),
+                num_generations=rollout.num_generations,
+                scenes_per_step=rollout.scenes_per_step,
+                max_invalid_fraction=self.recipe.reward.max_invalid_fraction,
+                seed=seed,
+                save_steps=rl.save_steps,
+                keep_checkpoints=rl.keep_checkpoints,
+                journal=RunJournal(self.writer, table, name),
+            )
+        self.folder.mark_done(name, {"steps": rl.max_steps}, time.monotonic() - self.started)
+
+    def _policies(self) -> dict[str, Policy]:
+        """Policies to compare, by name, in the order of the report."""
+        folders = {name: Path(path) for name, path in self.recipe.compare.policies.items()}
+        if self.recipe.job == "pipeline":
+            folders["sft"] = self.folder.path / "sft" / "policy"
+            if self.recipe.rl.policy:
+                folders["sft"] = Path(self.recipe.rl.policy)
+            folders |= {
+                f"rl-seed{seed}": self.folder.path / f"rl-seed{seed}" / "policy" for seed in self.recipe.rl.seeds
+            }
+        return {name: load_policy(folder, device=self.accelerator.device) for name, folder in folders.items()}
+
+    def _compare(self, store: SceneStore) -> None:
+        section = self.recipe.compare
+        scenes = store.split("heldout")
+        planners: list[Planner] = [
+            PolicyPlanner(name, policy, decoding_of(section), section.samples, section.seed, self.features)
+            for name, policy in self._policies().items()
+        ]
+        planners += baseline_planners(section.baselines)
+        with build_rewards(self.recipe.reward) as rewards:
+            evaluation = _evaluate(planners, scenes, rewards)
+        self._report(evaluation, scenes)
+
+    def _report(self, evaluation: Evaluation, scenes: list[Scene]) -> None:
+        section, path = self.recipe.compare, self.folder.path
+        bootstrap = Bootstrap(section.bootstrap_samples, section.confidence, section.seed)
+        seeds = tuple(name for name in evaluation.planners if name.startswith("rl-seed"))
+        names = [name for name in evaluation.planners if name not in seeds]
+        comparisons = [Comparison("rl", seeds, "sft")] if seeds and "sft" in names else []
+        policies = list(section.policies)
+        comparisons += [Comparison(f"{b} - {a}", (b,), a) for a, b in itertools.pairwise(policies)]
+        write_report(
+            evaluation, path, scenes=scenes, comparisons=comparisons, pictures=section.pictures, bootstrap=bootstrap,
+            title=self.recipe.name,
+        )  # fmt: skip
+        print_rich(print_table(evaluation))
+        minutes = (time.monotonic() - self.started) / 60.0
+        if comparisons and comparisons[0].name == "rl":
+            result = summary(
+                evaluation, "sft", seeds, minutes, bootstrap_samples=section.bootstrap_samples, seed=section.seed
+            )
+            result["sft_training"] = self.folder.done("sft")
+            (path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+            gain = result["gain"]
+            low, high = gain["ci95"]
+            print_info(f"RL gain over SFT: {gain['pdms']:+.2f} PDMS points, 95 % interval [{low:+.2f}, {high:+.2f}]")
+
+
+def _evaluate(planners: list[Planner], scenes: list[Scene], rewards: LocalRewardService) -> Evaluation:
+    with _progress("compare") as on_progress:
+        return evaluate(planners, scenes, rewards, on_progress=lambda name, done, total: on_progress(done, total, name))
+
+
+def print_info(text: str) -> None:
+    """One line for the person who watches."""
+    print(text, flush=True)  # noqa: T201
+
+
+def print_rich(renderable: Any) -> None:
+    """A rich table on the terminal."""
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Any]:
+    """A progress bar that is advanced by ``on_progress(done, total, text)``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+
+        def on_progress(done: int, total: int, text: str) -> None:
+            progress.update(task, completed=done, total=total, description=f"{name}: {text}")
+
+        yield on_progress
+
+
+def read_summary(path: Path) -> Mapping[str, Any]:
+    """`summary.json` of a run folder."""
+    return dict(json.loads((path / "summary.json").read_text()))
