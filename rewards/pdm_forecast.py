@@ -138,6 +138,15 @@ def _centroids(vertices: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDA
     return centroids
 
 
+def _red_polygons(reference: SceneReference) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """Rows and vertices ``[n, 2]``, in the ego frame, of the on-route connectors that are red now."""
+    polygon = np.diff(reference.red_offsets) >= 3
+    rows = np.flatnonzero(reference.red_on_route & reference.red_active[:, 0] & polygon)
+    world = np.pad(reference.red_xy, ((0, 0), (0, 1)))
+    local = to_ego_frame(world, reference.ego_init[:3])[:, :2]
+    return rows, [local[reference.red_offsets[r] : reference.red_offsets[r + 1]] for r in rows]
+
+
 def build_forecast(reference: SceneReference) -> Forecast:
     """The planner's forecast of a scene, from what is visible at t=0.
 
@@ -147,31 +156,23 @@ def build_forecast(reference: SceneReference) -> Forecast:
     Returns:
         Shapes at 26 samples in the t=0 ego frame.
     """
-    origin = reference.ego_init[:3]
-    seen = to_ego_frame(np.where(reference.agent_valid[:, :1], reference.agent_pose[:, 0], 0.0), origin)
+    seen = to_ego_frame(np.where(reference.agent_valid[:, :1], reference.agent_pose[:, 0], 0.0), reference.ego_init[:3])
     agent = _kept_objects(reference, seen)
     pose, speed = _constant_velocity(reference, agent, seen[agent])
-    red_row = np.flatnonzero(reference.red_on_route & reference.red_active[:, 0])
-    polygons = [
-        to_ego_frame(
-            np.pad(reference.red_xy[reference.red_offsets[r] : reference.red_offsets[r + 1]], ((0, 0), (0, 1))), origin
-        )
-        for r in red_row
-    ]
+    red_row, polygons = _red_polygons(reference)
     corners = 4 * len(agent)
-    offsets = np.cumsum([0, *(4 for _ in agent), *(len(p) for p in polygons)])
+    offsets = np.cumsum([0, *(4 for _ in agent), *(len(polygon) for polygon in polygons)])
     vertices = np.empty((NUM_SAMPLES, offsets[-1], 2))
     _boxes(pose, reference.agent_size[agent], vertices)
-    for start, polygon in zip(offsets[len(agent) :], polygons, strict=False):
-        vertices[:, start : start + len(polygon)] = polygon[:, :2]
+    vertices[:, corners:] = np.concatenate([np.zeros((0, 2)), *polygons])
     red = np.arange(len(offsets) - 1) >= len(agent)
-    static_centroids = _centroids(vertices[0, corners:], offsets[len(agent) :] - corners)
+    centroid = np.empty((NUM_SAMPLES, len(red), 2))
+    centroid[:, ~red] = pose[..., :2].swapaxes(0, 1)
+    centroid[:, red] = _centroids(vertices[0, corners:], offsets[len(agent) :] - corners)
     shapes = Shapes(
         vertices=vertices,
         offsets=offsets,
-        centroid=np.concatenate(
-            [pose[..., :2].swapaxes(0, 1), np.repeat(static_centroids[None], NUM_SAMPLES, axis=0)], axis=1
-        ),
+        centroid=centroid,
         speed=np.concatenate([speed, np.zeros(len(red_row))]),
         heading=np.concatenate([pose[:, 0, 2], np.zeros(len(red_row))]),
         red=red,

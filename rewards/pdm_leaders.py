@@ -114,7 +114,9 @@ def update_leader(
     """Look up the leader of one proposal; what the planner does not overwrite in `leader` stays as it was.
 
     Somebody ahead: arclength and speed are written (a red light keeps the speed that stood there). Nobody: the path's
-    end is an obstacle, arclength and rear length are written, and again the speed stays.
+    end is an obstacle, arclength and rear length are written, and again the speed stays. Of several shapes that overlap
+    the ego (distance 0) the first counts; NAVSIM takes the first in the order of its spatial index, which matters only
+    if their speeds differ.
 
     Args:
         leader: ``[3]`` arclength (m), speed (m/s), rear length (m); shared by the proposals of a path.
