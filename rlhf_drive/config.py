@@ -42,6 +42,7 @@ __all__ = [
     "SftSection",
     "TokenizerSection",
     "dump_recipe",
+    "inspect_recipe",
     "load_recipe",
     "raise_problems",
     "read_recipe_text",
@@ -87,16 +88,28 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         >>> load_recipe("quickstart", ["rl.max_steps=7"]).rl.max_steps
         7
     """
+    recipe, problems = inspect_recipe(name_or_path, overrides)
+    raise_problems(str(name_or_path), problems)
+    return recipe
+
+
+def inspect_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """As :func:`load_recipe`, but problems are returned, so that a caller can add its own.
+
+    Returns:
+        The recipe, in which a value or section with a problem is None, and ``key.path: what is wrong`` lines.
+
+    Raises:
+        ConfigError: The recipe is not there or is no YAML, or an override cannot be read.
+    """
     config = _read(read_recipe_text(name_or_path), str(name_or_path))
     for item in overrides:
         _override(config, item)
     data = _plain(config)
     problems: list[str] = []
-    recipe = build(Recipe, data, "", problems)
-    problems += missing_keys(data)
-    problems += find_conflicts(recipe)
-    raise_problems(str(name_or_path), problems)
-    return cast(Recipe, recipe)
+    recipe = cast(Recipe, build(Recipe, data, "", problems))
+    problems += [*missing_keys(data), *find_conflicts(recipe)]
+    return recipe, problems
 
 
 def raise_problems(name: str, problems: Sequence[str]) -> None:

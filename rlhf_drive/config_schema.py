@@ -79,7 +79,7 @@ class ScenesSection:
     store: str | None
     """Folder the scene store is written to, or lies in (source `store`); null = `scenes` in the run folder."""
     count: CountOrZero = 0
-    """Scenes to generate (source `generate`); at most so many are imported (source `recorded`), 0 = all."""
+    """Scenes to generate (source `generate`)."""
     kinds: tuple[str, ...] = ()
     """Situation kinds to generate, in equal shares; empty = all (source `generate`)."""
     seed: CountOrZero = 0
@@ -337,7 +337,7 @@ class Recipe:
 
 SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
     "generate": ("count", "kinds", "seed", "heldout_fraction", "min_human_pdms"),
-    "recorded": ("count", "seed", "heldout_fraction", "starts", "min_human_pdms"),
+    "recorded": ("seed", "heldout_fraction", "starts", "min_human_pdms"),
     "store": (),
 }
 """Keys of section `scenes` that must be given for each source, beside source, path and store."""
@@ -350,6 +350,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "scenes": ("scenes",),
     "sft": ("scenes", "tokenizer", "policy", "process", "sft", "logging"),
     "rl": ("scenes", "reward", "rollout", "rl", "logging"),
-    "compare": ("scenes", "compare"),
+    "compare": ("scenes", "reward", "compare"),
 }
 """Sections each job uses: these must be there, and no others."""
