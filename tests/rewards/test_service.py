@@ -155,9 +155,8 @@ def test_scene_that_cannot_be_prepared_loses_its_rows_alone() -> None:
             raise ValueError("the centreline crosses itself\nand more")
         return reference.speed_limit
 
-    scores = service(scorer=stand_in(prepare)).score(
-        [make_scene("a"), make_scene("bad", 13.0)], plans([10] * 4, [0, 1, 0, 1])
-    )
+    scenes = [make_scene("bad", 13.0), make_scene("a")]
+    scores = service(scorer=stand_in(prepare)).score(scenes, plans([10] * 4, [1, 0, 1, 0]))
     assert scores.valid.tolist() == [True, False, True, False]
     np.testing.assert_array_equal(scores.total, [0.1, np.nan, 0.1, np.nan])
     assert np.isnan(scores.components[1]).all()

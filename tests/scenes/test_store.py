@@ -296,6 +296,7 @@ def test_manifest_that_is_missing_cut_off_or_foreign(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
+        ({"format": "somebody's scenes"}, "does not describe a scene store"),
         ({"version": 2}, "format version 2; this installation reads 1"),
         ({"count": 8}, "contradicts itself"),
         ({"splits": {"train": 4, "heldout": 3}}, "its shards hold"),
