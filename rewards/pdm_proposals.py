@@ -18,7 +18,15 @@ from rewards.pdm_forecast import Shapes
 from rewards.pdm_leaders import Surroundings, update_leader
 from rewards.pdm_paths import Path, pose_at
 
-__all__ = ["NUM_PROPOSALS", "PROPOSAL_STEPS", "SPEED_FRACTIONS", "Proposals", "continue_proposal", "unroll_proposals"]
+__all__ = [
+    "NUM_PROPOSALS",
+    "PROPOSAL_STEPS",
+    "SPEED_FRACTIONS",
+    "Proposals",
+    "continue_proposal",
+    "drive",
+    "unroll_proposals",
+]
 
 SPEED_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Target speed of each proposal as a fraction of the speed limit."""
@@ -48,7 +56,7 @@ class Proposals:
 
 
 @njit(cache=True, nogil=True)
-def _driver_model(position: float, speed: float, target: float, leader: NDArray[np.float64]) -> tuple[float, float]:
+def drive(position: float, speed: float, target: float, leader: NDArray[np.float64]) -> tuple[float, float]:
     """One explicit Euler step of the intelligent driver model: arclength and speed 0.1 s later."""
     closing = speed * (speed - leader[1]) / (2.0 * np.sqrt(_ACCELERATION * _DECELERATION))
     wanted = _MIN_GAP_M + _HEADWAY_S * speed + closing
@@ -95,7 +103,7 @@ def _unroll(
                 end = path.arclength[-1]
                 update_leader(shared, poses[b, t - 1], position, end, shapes, k, inside[k], progress[k])
                 lead[b, t] = shared
-            idm[b, t] = _driver_model(position, speed, targets[b], lead[b, t])
+            idm[b, t] = drive(position, speed, targets[b], lead[b, t])
             poses[b, t] = pose_at(path, idm[b, t, 0])
 
 

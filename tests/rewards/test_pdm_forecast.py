@@ -17,9 +17,7 @@ from rlhf_drive.scenes import AgentType
     [(0.0, (3.0, 4.0), 1.0), (0.0, (-3.0, 4.0), -1.0), (np.pi / 2, (4.0, 3.0), 1.0), (0.0, (0.0, 0.0), 1.0)],
     ids=["drifting", "drifting backwards", "north", "standing"],
 )
-def test_the_whole_speed_goes_along_the_box(
-    heading: float, velocity: tuple[float, float], direction: float
-) -> None:
+def test_the_whole_speed_goes_along_the_box(heading: float, velocity: tuple[float, float], direction: float) -> None:
     forecast = build_forecast(straight_road([agent(30.0, 5.0, heading, velocity=velocity)]))
     speed = np.hypot(*velocity)
     assert forecast.shapes.speed[0] == pytest.approx(speed)
