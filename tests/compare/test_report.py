@@ -145,6 +145,12 @@ def test_plan_statistics_on_hand_made_plans() -> None:
     assert result["ade_m"] == pytest.approx((0 + 1.1 / 8 + 9) / 3)
 
 
+def test_a_plan_that_creeps_or_trembles_does_not_reverse() -> None:
+    plans = np.zeros((3, 8, 3))
+    plans[:, -1, 0] = [0.02, -0.02, -0.2]
+    assert plan_statistics(plans, plans)["final_reversal"] == pytest.approx(1 / 3)
+
+
 def test_plans_that_are_not_finite_are_left_out_of_the_statistics() -> None:
     plans = np.zeros((2, 8, 3))
     plans[1] = np.nan
