@@ -62,8 +62,6 @@ def group_advantages(
         tensor([ 0.5000, -0.5000,  0.0000,  0.0000])
     """
     _check(rewards, valid, num_generations, scale_rewards, tolerance)
-    if rewards.numel() == 0:
-        return Advantages(values=rewards.clone(), degenerate=valid.clone(), spread=rewards.clone())
     groups = torch.where(valid, rewards, 0.0).view(-1, num_generations)
     kept = valid.view(-1, num_generations)
     counts = kept.sum(1, keepdim=True)
@@ -71,7 +69,7 @@ def group_advantages(
     highest = torch.where(kept, groups, -torch.inf).amax(1)
     lowest = torch.where(kept, groups, torch.inf).amin(1)
     spread = torch.where(counts.squeeze(1) > 0, highest - lowest, 0.0)
-    degenerate = (counts.squeeze(1) < 2) | (spread <= tolerance)
+    degenerate = spread <= tolerance  # fewer than two valid rows have spread 0
     if scale_rewards == "group":
         variance = centred.square().sum(1, keepdim=True) / (counts - 1).clamp(min=1)
         centred = centred / (variance.sqrt() + STD_EPS)

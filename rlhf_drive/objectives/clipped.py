@@ -84,7 +84,7 @@ class ClippedObjective:
         """
         rows = inputs.learned_rows()
         mask = inputs.mask & rows[:, None]
-        advantages = torch.where(rows, inputs.advantages, 0.0).to(inputs.logp.dtype)[:, None]
+        advantages = inputs.advantages.to(inputs.logp.dtype)[:, None]
         weight = log_importance(inputs.logp, inputs.old_logp, mask, self.importance_sampling_level).exp()
         terms = -clipped_surrogate(weight, advantages, self.epsilon, self.epsilon_high)
         if self.beta > 0:
@@ -110,14 +110,14 @@ class ClippedObjective:
         return kl_k3(torch.where(mask, inputs.logp, 0.0), torch.where(mask, inputs.ref_logp, 0.0))
 
     def _weight_metrics(self, weight: Tensor, advantages: Tensor, counted: Tensor, count: float) -> dict[str, Tensor]:
-        low = (weight < 1 - self.epsilon) & (advantages < 0) & counted
-        high = (weight > 1 + self.epsilon_high) & (advantages > 0) & counted
+        # What is not counted has weight 1 and is never clipped.
+        low = (weight < 1 - self.epsilon) & (advantages < 0)
+        high = (weight > 1 + self.epsilon_high) & (advantages > 0)
         total = max(count, 1.0)
-        inf = torch.inf
         return {
             "ratio/mean": torch.where(counted, weight, 0.0).sum() / total,
-            "ratio/min": torch.where(counted, weight, inf).amin() if weight.numel() else weight.new_tensor(inf),
-            "ratio/max": torch.where(counted, weight, -inf).amax() if weight.numel() else weight.new_tensor(-inf),
+            "ratio/min": torch.where(counted, weight, torch.inf).amin(),
+            "ratio/max": torch.where(counted, weight, -torch.inf).amax(),
             "ratio/clip_frac": (low | high).sum() / total,
             "ratio/clip_low_frac": low.sum() / total,
             "ratio/clip_high_frac": high.sum() / total,

@@ -46,6 +46,13 @@ def test_an_invalid_row_changes_nothing_for_the_others() -> None:
     assert other.spread.item() == 1.0
 
 
+def test_spread_of_penalties_is_over_valid_rows_only() -> None:
+    rewards = torch.tensor([-1.0, -0.5, NAN])
+    out = group_advantages(rewards, rewards.isfinite(), 3, scale_rewards="none", tolerance=0.0)
+    assert out.spread.tolist() == [0.5]
+    assert out.values.tolist() == [-0.25, 0.25, 0.0]
+
+
 @pytest.mark.parametrize(("tolerance", "degenerate"), [(0.0, False), (0.049, False), (0.051, True)])
 def test_spread_tolerance(tolerance: float, degenerate: bool) -> None:
     rewards = torch.tensor([0.90, 0.92, 0.95])
@@ -61,8 +68,10 @@ def test_equal_rewards_are_degenerate_in_spite_of_rounding() -> None:
     assert out.values.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_no_valid_row_at_all() -> None:
-    rewards = torch.full((4,), NAN)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("valid_rows", [0, 1])
+def test_too_few_valid_rows_in_the_whole_batch(valid_rows: int) -> None:
+    rewards = torch.tensor([0.7] * valid_rows + [NAN] * (4 - valid_rows))
     out = group_advantages(rewards, rewards > 0, 2, scale_rewards="batch", tolerance=0.0)
     assert out.values.tolist() == [0.0] * 4
     assert out.degenerate.tolist() == [True, True]

@@ -134,6 +134,17 @@ def test_kl_term_and_metrics_by_hand() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_extremes_of_the_ratio_are_over_what_is_learned_from(level: str) -> None:
+    mask, rows = torch.tensor([[True, False]] * 3), torch.tensor([True, True, False])
+    for low, high in ((0.25, 0.5), (1.5, 2.0)):
+        logp = torch.tensor([low, high, 9.0]).log()[:, None].expand(3, 2).contiguous().requires_grad_()
+        out, _ = _run(LossInputs(logp, torch.zeros(3, 2), None, torch.ones(3), mask, rows), level=level)
+        assert out.metrics["ratio/min"].item() == pytest.approx(low, abs=1e-6)
+        assert out.metrics["ratio/max"].item() == pytest.approx(high, abs=1e-6)
+        assert out.metrics["ratio/mean"].item() == pytest.approx((low + high) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_rows_left_out_are_as_if_they_were_not_there(loss_type: str, level: str) -> None:
     rows = torch.tensor([True, False, True, True, False, True])
