@@ -74,6 +74,7 @@ def train(
     if recipe is None:
         recipe = str(resume / "recipe.yaml") if resume else ""
     checked = load_checked(recipe, overrides or [])
+    typer.echo(f"{checked.name}: {checked.description}")
     from rlhf_drive.training.pipeline import run
 
     _print_run_folder(run(checked, resume=resume))

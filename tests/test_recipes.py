@@ -1,0 +1,118 @@
+"""The shipped recipes: valid, commented, and without a key that does nothing."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from rlhf_drive.cli_check import load_checked
+from rlhf_drive.config import ACTION_TOKENS, Recipe, read_recipe_text, shipped_recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPECTED = ("compare", "quickstart", "quickstart_grpo", "real_scenes", "rl", "scenes", "sft")
+
+
+def _given(name: str, folder: Path) -> list[str]:
+    """What a recipe asks its user for."""
+    needs = {
+        "real_scenes": [f"scenes.path={folder}"],
+        "sft": [f"scenes.store={folder}"],
+        "rl": [f"scenes.store={folder}", f"rl.policy={folder}"],
+        "compare": [f"scenes.store={folder}", f"compare.policies.mine={folder}"],
+    }
+    return needs.get(name, [])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_shipped_recipe_is_valid(name: str, tmp_path: Path) -> None:
+    recipe = load_checked(name, _given(name, tmp_path))
+    assert recipe.name == name
+    assert recipe.job == (name if name in ("compare", "rl", "scenes", "sft") else "pipeline")
+
+
+def test_the_list_is_complete() -> None:
+    assert shipped_recipes() == EXPECTED
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_line_of_a_recipe_is_explained(name: str) -> None:
+    """Each key with a value has a comment; the name and the description speak for themselves."""
+    lines = read_recipe_text(name).splitlines()
+    bare = [line for line in lines if line.strip() and "#" not in line and not line.rstrip().endswith(":")]
+    assert [line for line in bare if not line.startswith(("description:",))] == []
+    assert lines[0].startswith("# ")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaf values by key path."""
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from _leaves(item, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}", item
+
+
+def test_the_grpo_quickstart_differs_in_the_algorithm_only() -> None:
+    gspo, grpo = (dict(_leaves(load_checked(name, []))) for name in ("quickstart", "quickstart_grpo"))
+    algorithm = {
+        "rl.importance_sampling_level",
+        "rl.epsilon",
+        "rl.epsilon_high",
+        "rl.scale_rewards",
+        "rl.learning_rate",
+    }
+    differing = {key for key in gspo if gspo[key] != grpo[key]}
+    assert {"rl.importance_sampling_level"} <= differing <= algorithm | {"name", "description"}
+    assert (gspo["rl.importance_sampling_level"], grpo["rl.importance_sampling_level"]) == ("sequence", "token")
+
+
+def test_single_jobs_repeat_the_numbers_of_the_quickstart(tmp_path: Path) -> None:
+    whole = dict(_leaves(load_checked("quickstart", [])))
+    for name in ("scenes", "sft", "rl", "compare"):
+        part = dict(_leaves(load_checked(name, _given(name, tmp_path))))
+        own = {"job", "name", "description", "compare.policies", "rl.policy"}
+        shared = {key for key in part if not key.startswith("scenes.") and part[key] is not None} - own
+        assert {key for key in shared if part[key] != whole[key]} == set(), name
+
+
+def _fields(kind: Any, path: str = "") -> Iterator[str]:
+    """Key paths of all leaves of the schema, whatever a recipe gives."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        kinds = [hints[field.name], *get_args(hints[field.name])]
+        sections = [k for k in kinds if dataclasses.is_dataclass(k)]
+        if sections:
+            yield from _fields(sections[0], f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}"
+
+
+def _attributes_read() -> set[str]:
+    """Every attribute name that the packages read, outside the recipe's own modules."""
+    names = set()
+    for package in ("rlhf_drive", "rewards", "rollout"):
+        for path in (ROOT / package).rglob("*.py"):
+            if not path.name.startswith("config"):
+                tree = ast.parse(path.read_text("utf-8"))
+                reads = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+                names |= {node.attr for node in reads if isinstance(node.ctx, ast.Load)}
+    return names
+
+
+def test_every_key_is_read_somewhere() -> None:
+    read = _attributes_read()
+    unread = [path for path in _fields(Recipe) if path.rpartition(".")[2] not in read]
+    assert unread == []
+
+
+def test_a_plan_has_as_many_tokens_as_the_schema_says() -> None:
+    from rlhf_drive.policies import TrajectoryTokenizer
+
+    tokenizer = load_checked("quickstart", []).tokenizer
+    assert TrajectoryTokenizer(**dataclasses.asdict(tokenizer)).length == ACTION_TOKENS
