@@ -45,7 +45,7 @@ def write_scenes(
         path: Folder to create. The parent is created as needed.
         scenes: Scenes in the order they will be read; tokens must be unique.
         split_of: ``"train"`` or ``"heldout"`` by token, asked after a scene has arrived; a cluster lies in one split.
-        info: Anything worth keeping about the scenes' origin, as JSON values.
+        info: Anything worth keeping about the scenes' origin, as JSON values; what `scenes` adds while it runs counts.
         shard_size: Scenes per Arrow file.
         overwrite: Whether to replace a scene store that is already there. Any other folder is left alone.
 
@@ -60,20 +60,26 @@ def write_scenes(
     _check_target(target, overwrite)
     if shard_size < 1:
         raise DataError(f"shard_size must be at least 1; got {shard_size}.")
-    try:
-        info_json = json.loads(json.dumps(dict(info)))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"info of the scene store {target} must hold JSON values only: {error}.") from error
+    _as_json(info, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         aside.chmod(0o755)
         shards, splits = _write_shards(aside, scenes, split_of, shard_size)
-        Manifest({name: splits[name] for name in SPLITS}, tuple(shards), info_json).write(aside)
+        Manifest({name: splits[name] for name in SPLITS}, tuple(shards), _as_json(info, target)).write(aside)
         _check_target(target, overwrite)
         _move_into_place(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _as_json(info: Mapping[str, object], target: Path) -> dict[str, Any]:
+    """`info` as it will be read back."""
+    try:
+        values: dict[str, Any] = json.loads(json.dumps(dict(info)))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"info of the scene store {target} must hold JSON values only: {error}.") from error
+    return values
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -166,6 +166,21 @@ def test_scenes_are_consumed_as_a_stream(tmp_path: Path) -> None:
     assert shards_on_disk[::8] == [0, 1, 2, 3, 4]  # a shard is written before the next one's first scene is asked for
 
 
+def test_info_and_splits_may_be_filled_while_scenes_are_made(tmp_path: Path) -> None:
+    info: dict[str, object] = {"seed": 1}
+    split_of: dict[str, str] = {}
+
+    def stream() -> Iterator[Scene]:
+        for seed in range(3):
+            split_of[f"scene-{seed}"] = "heldout" if seed == 1 else "train"
+            yield make_scene(seed)
+        info["refused"] = {"scene-9": "no road"}
+
+    write_scenes(tmp_path / "store", stream(), split_of=split_of, info=info)
+    store = SceneStore.open(tmp_path / "store")
+    assert (store.info, store.indices("heldout")) == ({"seed": 1, "refused": {"scene-9": "no road"}}, [1])
+
+
 def test_interrupted_writing_leaves_the_old_store(tmp_path: Path) -> None:
     write(tmp_path / "store", 4)
     before = tree(tmp_path)
