@@ -173,10 +173,7 @@ class _Run:
         section, path = self.recipe.compare, self.folder.path
         bootstrap = Bootstrap(section.bootstrap_samples, section.confidence, section.seed)
         seeds = tuple(name for name in evaluation.planners if name.startswith("rl-seed"))
-        names = [name for name in evaluation.planners if name not in seeds]
-        comparisons = [Comparison("rl", seeds, "sft")] if seeds and "sft" in names else []
-        policies = list(section.policies)
-        comparisons += [Comparison(f"{b} - {a}", (b,), a) for a, b in itertools.pairwise(policies)]
+        comparisons = _comparisons(list(section.policies), seeds, list(evaluation.planners))
         write_report(
             evaluation, path, scenes=scenes, comparisons=comparisons, pictures=section.pictures, bootstrap=bootstrap,
             title=self.recipe.name,
@@ -191,7 +188,18 @@ class _Run:
             (path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
             gain = result["gain"]
             low, high = gain["ci95"]
-            print_info(f"RL gain over SFT: {gain['pdms']:+.2f} PDMS points, 95 % interval [{low:+.2f}, {high:+.2f}]")
+            interval = "no interval: too few clusters" if low is None else f"95 % interval [{low:+.2f}, {high:+.2f}]"
+            print_info(f"RL gain over SFT: {gain['pdms']:+.2f} PDMS points, {interval}")
+
+
+def _comparisons(policies: list[str], seeds: tuple[str, ...], evaluated: list[str]) -> list[Comparison]:
+    """The report's questions: RL against SFT (the headline), both against baselines, each policy against the one before."""
+    found = []
+    if seeds:
+        found = [Comparison("rl", seeds, name) for name in ("sft", "constant_velocity", "pdm_closed", "human")]
+        found.insert(1, Comparison("sft", ("sft",), "constant_velocity"))
+    found += [Comparison(b, (b,), a) for a, b in itertools.pairwise(policies)]
+    return [c for c in found if {*c.policies, c.reference} <= set(evaluated)]
 
 
 def _evaluate(planners: list[Planner], scenes: list[Scene], rewards: LocalRewardService) -> Evaluation:

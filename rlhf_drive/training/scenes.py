@@ -20,6 +20,7 @@ from rewards.prepare import prepare_scene
 from rlhf_drive.config import ScenesSection
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, to_ego_frame
+from rlhf_drive.scenes.generator import generate_scenes
 from rlhf_drive.scenes.importers.recorded import Refused, import_recording, recording_paths
 from rlhf_drive.scenes.store import SceneStore, write_scenes
 
@@ -100,9 +101,7 @@ def _produce(job: _Job) -> list[Judged | Refused]:
     section = job.section
     raw: Iterable[Scene | Refused]
     if section.source == "generate":
-        from rlhf_drive.scenes.generator import generate_scene
-
-        raw = (generate_scene(section.seed, i, section.kinds) for i in job.item)
+        raw = generate_scenes(len(job.item), seed=section.seed, kinds=section.kinds, start=job.item.start)
     else:
         raw = import_recording(job.item, section.starts)
     return [item if isinstance(item, Refused) else judge(item, min_human_pdms=section.min_human_pdms) for item in raw]
@@ -145,12 +144,6 @@ def build_scenes(
     splits: dict[str, str] = {}
     info: dict[str, object] = {"source": section.source, "seed": section.seed}
     write_scenes(folder, _kept(section, jobs, workers, tally, splits, info, on_progress), split_of=splits, info=info)
-    empty = [name for name in ("train", "heldout") if not tally.splits[name]]
-    if empty:
-        raise DataError(
-            f"Split {empty[0]!r} of {folder} is empty ({sum(tally.splits.values())} usable scenes, "
-            f"{len(tally.refused)} refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
-        )
     return SceneStore.open(folder)
 
 
@@ -180,6 +173,12 @@ def _kept(
             on_progress(done, len(jobs), f"{sum(tally.splits.values())} scenes, {len(tally.refused)} refused")
     info["kinds"] = dict(tally.kinds)
     info["refused"] = tally.refused
+    empty = [name for name in ("train", "heldout") if not tally.splits[name]]
+    if empty:
+        raise DataError(
+            f"Split {empty[0]!r} would be empty ({sum(tally.splits.values())} usable scenes, {len(tally.refused)} "
+            "refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
+        )
     info["pdms"] = {name: round(float(np.mean(values)), 4) for name, values in tally.pdms.items()}
 
 
