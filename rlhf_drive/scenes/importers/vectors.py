@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,8 @@ _RENAMED = {
     "map_xy": "map_vertices",
     "red_xy": "red_vertices",
     "agent_velocity": "agent_vel",
-    "pdm_reference_v1": "pdm_ref_v1",
-    "pdm_reference_v2": "pdm_ref_v2",
 }
+_OPTIONAL = {"pdm_reference_v1": "pdm_ref_v1", "pdm_reference_v2": "pdm_ref_v2"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class VectorScene:
     candidates: NDArray[np.float64]
     """``[B, 8, 3]`` plans in the t=0 ego frame."""
     tags: tuple[str, ...]
-    """``[B]`` how each plan was made (`stand_still`, `human`, …)."""
+    """``[B]`` how each plan was made (`stand_still`, `human`, …); empty words if the file does not say."""
     prev_candidates: NDArray[np.float64]
-    """``[B, 8, 3]`` companion plans of the previous frame, in its ego frame."""
+    """``[B, 8, 3]`` companion plans of the previous frame, in its ego frame; may be empty."""
     prev_tags: tuple[str, ...]
     """``[B]`` how each companion plan was made; may be empty."""
 
@@ -73,11 +73,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing, though its {_SUFFIX} is there. Restore the file.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a complete NPZ archive of plain arrays ({error}). Restore the file.") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: not a complete NPZ archive of plain arrays ({key} is none). Restore the file.")
+    return arrays
 
 
 def _layer(name: str) -> int:
@@ -99,6 +103,7 @@ def _reference(info: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> S
     limit = info.get("speed_limit_mps")
     fields: dict[str, Any] = {name: arrays[name] for name in _SAME_NAME}
     fields |= {name: arrays[key] for name, key in _RENAMED.items()}
+    fields |= {name: arrays.get(key, np.zeros((0, 3))) for name, key in _OPTIONAL.items()}
     return SceneReference(
         **fields,
         t0_us=info["t0_us"],
@@ -128,17 +133,16 @@ def read_vector(path: Path) -> VectorScene:
     try:
         reference = _reference(info, arrays)
         candidates = np.asarray(arrays["cand"], dtype=np.float64)
-        prev_candidates = np.asarray(arrays["prev_cand"], dtype=np.float64)
-        tags = tuple(str(tag) for tag in info["cand_tags"])
+        prev_candidates = np.asarray(arrays.get("prev_cand", np.zeros((0, 8, 3))), dtype=np.float64)
+        tags = tuple(str(tag) for tag in info.get("cand_tags", [""] * len(candidates)))
     except KeyError as error:
         raise DataError(f"{path} (or its .npz) lacks the key {error}.") from error
     except (TypeError, ValueError) as error:
         raise DataError(f"{path} (or its .npz): {error}") from error
-    if candidates.shape != (len(tags), 8, 3) or prev_candidates.shape != candidates.shape:
-        raise DataError(
-            f"{path}: cand and prev_cand must be [{len(tags)}, 8, 3], one per tag; got {list(candidates.shape)} and "
-            f"{list(prev_candidates.shape)}."
-        )
+    if candidates.shape != (len(tags), 8, 3):
+        raise DataError(f"{path}: cand must be [{len(tags)}, 8, 3], one per tag; got {list(candidates.shape)}.")
+    if prev_candidates.ndim != 3 or prev_candidates.shape[1:] != (8, 3):
+        raise DataError(f"{path}: prev_cand must be [*, 8, 3]; got {list(prev_candidates.shape)}.")
     return VectorScene(
         name=path.name.removesuffix(_SUFFIX),
         kind=str(info.get("kind", "unknown")),
