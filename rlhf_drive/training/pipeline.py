@@ -58,7 +58,8 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
     folder = RunFolder.resume(recipe, resume) if resume else RunFolder.create(recipe)
     started = time.monotonic() - folder.seconds_before()
     accelerator = build_accelerator(recipe.device)
-    with MetricsWriter(folder.path, recipe.logging.tensorboard) as writer:
+    tensorboard = bool(recipe.logging and recipe.logging.tensorboard)  # jobs that train nothing have no such section
+    with MetricsWriter(folder.path, tensorboard) as writer:
         job = _Run(recipe, folder, writer, accelerator, FeatureCache(), started)
         job.stages()
     folder.note_seconds(time.monotonic() - started)

@@ -111,3 +111,17 @@ def test_wrong_input_is_refused_first(tmp_path: Path) -> None:
         score_folder(tmp_path, tmp_path / "absent" / "o.parquet")
     with pytest.raises(DataError, match=r"no \*\.scene\.json file found"):
         score_folder(tmp_path, tmp_path / "o.parquet")
+
+
+def test_a_write_that_fails_leaves_no_partial_file(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(table: object, path: Path) -> None:
+        path.write_text("half")
+        raise OSError("No space left on device")
+
+    folder = _copy(golden, _names(golden)[:1], tmp_path / "one")
+    monkeypatch.setattr(pq, "write_table", half)
+    with pytest.raises(OSError, match="No space left"):
+        score_folder(folder, tmp_path / "o.parquet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
