@@ -141,16 +141,17 @@ def _sizes(world: World) -> Array:
 
 
 def _plausible(world: World, recording: Recording) -> bool:
-    """Nobody overlaps the ego or, now and then, anybody else; the ego stays on the road and within comfort."""
+    """No overlaps (pedestrians may brush past one another); the ego stays on the road and brakes within comfort."""
     size, pose = _sizes(world), recording.pose
     if bool((recording.ego[:, 5] < -4.3).any()):
         return False
     grown = size[1:] + 0.3
     if bool(boxes_overlap(pose[:, :1], size[:1], pose[:, 1:], grown).any()):
         return False
-    few = pose[::10, 1:]
-    first, second = np.triu_indices(few.shape[1], 1)
-    if bool(boxes_overlap(few[:, first], size[1 + first], few[:, second], size[1 + second]).any()):
+    first, second = np.triu_indices(len(size), 1)
+    bulky = (first > 0) & (size[first, 0] + size[second, 0] > 2.5)
+    first, second = first[bulky], second[bulky]
+    if bool(boxes_overlap(pose[::10, first], size[first], pose[::10, second], size[second]).any()):
         return False
     corners = box_corners(pose[NOW : NOW + 41 : 2, 0], size[0] + 0.2).reshape(-1, 2)
     return bool(_drivable(world, corners).all())

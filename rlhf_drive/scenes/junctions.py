@@ -258,11 +258,11 @@ def on_ramp(
     roads.append(corridor(line, one, limit, ramp_cuts, forward_route=route))
     curve = resample(ramp.between(gore, stop), POINT_SPACING_M)
     connector = _ribbon(curve, width, limit, ego_on_ramp)
-    slope = np.gradient(curve, axis=0)
-    aside = np.stack([slope[:, 1], -slope[:, 0]], axis=1) / np.hypot(slope[:, 0], slope[:, 1])[:, None]
-    outside = curve + (0.5 * width + section.shoulder) * aside
+    at = np.arange(gore - 6.0, stop + 0.5, POINT_SPACING_M)
+    outside = ramp.pose(at, -0.5 * width - section.shoulder)[:, :2]
+    nose = ramp.pose(at[:1], 0.5 * width)[:, :2]
     main_side = resample(reference.between(gore_main, end), POINT_SPACING_M)
-    area = (MapLayer.INTERSECTION, np.concatenate([main_side, outside[::-1]]))
+    area = (MapLayer.INTERSECTION, np.concatenate([main_side, outside[::-1], nose]))
     roads.append(RoadMap((connector,), (area,), (outside,)))
     main = tuple(reference.offset(section.center(k)) for k in range(section.forward))
     return OnRamp(combine(roads), ramp, main, gore, stop)

@@ -35,7 +35,7 @@ def draw_driver(rng: np.random.Generator, limit: float) -> Driver:
         min_gap=float(rng.uniform(2.2, 3.4)),
         accel=float(rng.uniform(1.2, 1.9)),
         decel=float(rng.uniform(1.6, 2.3)),
-        lateral_accel=float(rng.uniform(1.8, 2.8)),
+        lateral_accel=float(rng.uniform(2.1, 3.2)),
         reaction_steps=int(rng.integers(2, 5)),
         wander=float(rng.uniform(0.03, 0.15)),
         wander_length=float(rng.uniform(45.0, 120.0)),

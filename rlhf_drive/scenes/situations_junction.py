@@ -54,7 +54,7 @@ class _Draft:
         return numbers
 
     def ego_yields(
-        self, numbers: list[int], line: float, *, clearance: float = 2.7, longest: float = 1e3, before: float = 1.4
+        self, numbers: list[int], line: float, *, clearance: float = 2.7, longest: float = 1e3, before: float = 1.2
     ) -> None:
         """The ego waits at `line`, or before the conflict if that comes later, for these users."""
         for number in numbers:
@@ -120,7 +120,7 @@ def intersection_turn(rng: np.random.Generator) -> World:
     limit = float(LIMITS_MPS[int(rng.integers(0, 3))])
     lanes = int(rng.integers(1, 3))
     turn = int(rng.choice([0, 0, 1, 1, 2]))
-    drop = None if rng.random() < 0.65 else int(rng.choice({0: [1, 2], 1: [2, 3], 2: [1, 3]}[turn]))
+    drop = None if rng.random() < 0.5 else int(rng.choice({0: [1, 2, 2], 1: [2, 2, 3], 2: [1, 3]}[turn]))
     angles = _angles(rng, drop)
     full = [k for k in (0, 1, 2, 3) if k != drop]
     target = full.index({0: 3, 1: 1, 2: 2}[turn])
@@ -138,7 +138,7 @@ def intersection_turn(rng: np.random.Generator) -> World:
         driver.desired * float(rng.uniform(0.7, 1.0)), float(np.sqrt(20.0 + 2.6 * max(ahead + 2.0, 0.0)))
     ) * float(rng.uniform(0.75, 1.0))
     draft.add(_same_lane(rng, speed, limit, ahead, 0.35))
-    minor = not signals and rng.random() < 0.5
+    minor = not signals and rng.random() < 0.6
     if 2 in full:
         _oncoming(rng, draft, full, limit, turn, ahead)
     for a, b in ((1, 3), (3, 1)):
@@ -171,7 +171,7 @@ def _crossing(
     index = draft.way(*way, lane)
     if minor:
         cars = lane_traffic(rng, index, (-80.0, 25.0), limit * float(rng.uniform(0.6, 0.95)), most=3, gaps=(16.0, 55.0))
-        draft.ego_yields(draft.add(cars), ahead - 1.0, longest=14.0, before=2.0)
+        draft.ego_yields(draft.add(cars), ahead - 1.0, longest=14.0, before=1.5)
         return
     s = -draft.stop - 2.2
     for _ in range(int(rng.integers(0, 4))):
@@ -215,7 +215,7 @@ def red_light(rng: np.random.Generator) -> World:
     driver, mode = draw_driver(rng, limit), rng.random()
     fast = driver.desired * float(rng.uniform(0.7, 1.0))
     ahead = (
-        walks + 4.0 + fast**2 / 5.0 + float(rng.uniform(2.0, 22.0)) if mode < 0.72 else float(rng.uniform(10.0, 45.0))
+        walks + 4.0 + fast**2 / 5.2 + float(rng.uniform(0.0, 12.0)) if mode < 0.72 else float(rng.uniform(10.0, 45.0))
     )
     near = mode < 0.72 and rng.random() < 0.4
     if near:
@@ -263,7 +263,7 @@ def _queue(
 ) -> None:
     """Vehicles of the ego's lane before it: waiting at the line, or driving on."""
     line = ahead - draft.stop
-    if closed and not near and rng.random() < 0.55:
+    if closed and not near and rng.random() < 0.65:
         s = line - 0.8
         for _ in range(int(rng.integers(1, 3))):
             one = vehicle(rng, 0, s, 0.0, limit * 0.8)

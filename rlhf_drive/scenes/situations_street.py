@@ -147,15 +147,16 @@ def cut_in(rng: np.random.Generator) -> World:
     street = make_street(rng, forward=forward, backward=int(rng.integers(0, 3)), ego_lane=lane, limit=limit)
     speed = limit * float(rng.uniform(0.6, 0.95))
     actors = _ambient(rng, street, speed, skip=(beside,), most=2)
-    slower = speed * float(rng.uniform(0.62, 0.95))
-    at_now = 4.1 + float(rng.uniform(4.0, 9.0)) + 1.6 * (speed - slower)
+    slower = speed * float(rng.uniform(0.7, 0.97))
+    begins = float(rng.uniform(-1.2, 0.4))
+    at_now = 6.5 + float(rng.uniform(3.0, 8.0)) + (speed - slower + 1.0) * (max(begins, 0.0) + 1.9)
     offset = street.section.lane_width * (1.0 if beside < lane else -1.0)
-    shift = (float(rng.uniform(-1.2, 0.4)), slower * float(rng.uniform(2.6, 4.2)), float(rng.normal(0.0, 0.12)))
+    shift = (begins, slower * float(rng.uniform(2.6, 4.2)), float(rng.normal(0.0, 0.12)))
     comes = rng.random() < 0.8
     s = at_now - 1.5 * slower
     actors.append(vehicle(rng, 0, s, slower, slower * 1.05, d=offset, shift=shift if comes else None))
     if rng.random() < 0.6:
-        ahead = at_now + slower * float(rng.uniform(2.6, 4.0)) + 8.0
+        ahead = at_now + slower * float(rng.uniform(3.4, 5.0)) + 12.0
         actors += (
             [parked(rng, street.index[beside], ahead + 7.0 * k, 0.0) for k in range(int(rng.integers(1, 3)))]
             if comes
@@ -196,10 +197,10 @@ def oncoming_narrow(rng: np.random.Generator) -> World:
     ]
     if mine:
         offset = -street.half_lane + into + 0.45 + HALF_EGO
-        shift = Shift(low - 15.0, low - 2.5, high + 4.0, high + 16.0, offset, 6.5)
-        zones = {"zone": (low - 9.0, high + 7.0), "other_zone": (-high - 8.0, -low + 10.0)}
+        shift = Shift(low - 14.0, low - 4.5, high + 4.0, high + 16.0, offset, 6.5)
+        zones = {"zone": (low - 6.0, high + 6.0), "other_zone": (-high - 5.0, -low + 7.0)}
         rules = tuple(
-            Yield(0, low - 5.0, other=len(actors) + 1 + k, before=0.8, after=0.2, **zones) for k in range(count)
+            Yield(0, low - 9.0, other=len(actors) + 1 + k, before=0.8, after=0.2, **zones) for k in range(count)
         )
     else:
         shift = Shift(low - 22.0, low - 10.0, high + 8.0, high + 20.0, -0.32, 6.0)
@@ -229,7 +230,8 @@ def pedestrian_crossing(rng: np.random.Generator) -> World:
     paths = (*street.paths, walk, back)
     mine = section.center(street.ego_lane)
     route_at = street.on_route(at)
-    actors, rules = _ambient(rng, street, speed, most=2), []
+    rules: list[Yield] = []
+    actors = [a for a in _ambient(rng, street, speed, most=2) if abs(abs(a.s) - at) > 9.0]
     cars = list(enumerate(actors, 1))
     for _ in range(int(rng.integers(1, 5))):
         pace, leftward = float(rng.uniform(0.9, 1.9)), rng.random() < 0.5
@@ -274,7 +276,7 @@ def parked_cars(rng: np.random.Generator) -> World:
     speed = limit * float(rng.uniform(0.55, 0.9))
     actors = _ambient(rng, street, speed, most=2)
     edge = -street.half_lane
-    bad = float(rng.uniform(14.0, 40.0))
+    bad = float(rng.uniform(12.0, 26.0)) + speed
     shifts, pulling = [], rng.random() < 0.4
     s = float(rng.uniform(-12.0, -4.0))
     while s < 78.0 and len(actors) < 17:
@@ -303,7 +305,7 @@ def parked_cars(rng: np.random.Generator) -> World:
                 into = float(rng.uniform(0.55, 1.05))
                 actors.append(parked(rng, 0, s, edge + into - 0.5 * wide, width=wide, length=tall))
                 ease = max(11.0, 1.7 * speed)
-                full, leave = s - 0.5 * tall - 2.5, s + 0.5 * tall + 4.0
+                full, leave = s - 0.5 * tall - 4.5 - 0.6 * speed, s + 0.5 * tall + 4.0
                 shifts.append(Shift(full - ease, full, leave, leave + ease, edge + into + 0.5 + HALF_EGO, 7.5))
         elif rng.random() < 0.7:
             actors.append(parked(rng, 0, s, edge - 0.5 - 0.5 * wide, width=wide, length=tall))
@@ -318,7 +320,7 @@ def static_obstacle(rng: np.random.Generator) -> World:
     lane = int(rng.integers(0, forward))
     street = make_street(rng, forward=forward, backward=int(rng.integers(0, 2)), ego_lane=lane, limit=limit)
     speed = limit * float(rng.uniform(0.5, 0.9))
-    at = float(rng.uniform(16.0, 30.0)) + 1.2 * speed
+    at = float(rng.uniform(14.0, 26.0)) + 1.5 * speed
     half, mode = street.half_lane, rng.random()
     skip: tuple[int, ...] = ()
     shifts: tuple[Shift, ...] = ()
@@ -326,7 +328,7 @@ def static_obstacle(rng: np.random.Generator) -> World:
         side = -1.0 if lane == forward - 1 or rng.random() < 0.5 else 1.0
         into = float(rng.uniform(0.6, 1.15))
         things = _things(rng, at, side * (half - into), side)
-        shifts = (_pass(at, 12.0, speed, -side * (half - into - 0.5 - HALF_EGO), 8.0),)
+        shifts = (_pass(at, 12.0, speed, side * (half - into - 0.5 - HALF_EGO), 8.0),)
     else:
         beside = lane + 1 if lane == 0 or (lane + 1 < forward and rng.random() < 0.5) else lane - 1
         offset = street.section.lane_width * (1.0 if beside < lane else -1.0)
@@ -346,7 +348,8 @@ def static_obstacle(rng: np.random.Generator) -> World:
 def _pass(at: float, length: float, speed: float, offset: float, cap: float) -> Shift:
     """Detour around what stands from arclength `at` on."""
     ease = max(12.0, 2.0 * speed) * (1.0 if abs(offset) < 2.0 else 1.3)
-    return Shift(at - 4.0 - ease, at - 4.0, at + length, at + length + ease, offset, cap)
+    full = at - 5.0 - 0.6 * speed
+    return Shift(full - ease, full, at + length, at + length + ease, offset, cap)
 
 
 def _things(rng: np.random.Generator, at: float, edge: float, side: float) -> list[Actor]:
@@ -389,7 +392,7 @@ def stop_and_go(rng: np.random.Generator) -> World:
     street = make_street(
         rng, forward=forward, backward=int(rng.integers(0, 2)), ego_lane=int(rng.integers(0, forward)), limit=limit
     )
-    mode = int(rng.integers(0, 3))
+    mode = int(rng.choice([0, 1, 1, 2]))
     speed = (float(rng.uniform(0.0, 1.5)), float(rng.uniform(4.5, 9.0)), float(rng.uniform(2.0, 5.5)))[mode]
     speed = 0.0 if speed < 0.6 else speed
     actors: list[Actor] = []

@@ -18,6 +18,10 @@ GRID_M = 2.0
 WINDOW_M = (-64.0, 164.0)
 """Stretch of each path on which road users notice one another, every `GRID_M`."""
 HARDEST_BRAKING = -6.0
+EGO_FORESIGHT_S, FORESIGHT_S = 2.0, 0.6
+"""How soon somebody moving sideways must enter a driver's lane to be taken for a leader."""
+DRIFT_MPS = 0.25
+"""Sideways speed that shows an intention."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class _Crowd:
         self.start = column("start_s", -9.0)
         self.steady = np.array([False] + [a.steady for a in actors])
         self.cruise = np.where(self.steady, self.speed, 0.0)
-        self.reach = np.where(np.arange(len(self.path)) == 0, 1.2, 0.6)
+        self.reach = np.where(np.arange(len(self.path)) == 0, EGO_FORESIGHT_S, FORESIGHT_S)
         self.pose, self.now = np.zeros((len(self.path), 3)), np.zeros(len(self.path))
         self.origin, self.tilt = self.d.copy(), np.zeros(len(self.path))
         self.shifted = np.zeros(len(self.path))
@@ -183,7 +187,7 @@ class _Crowd:
         own = np.maximum(self.speed[:, None], 1.0)
         arrive, gone = gap / own, (gap + 2.0 * length[:, None]) / own
         meets = (enters < np.minimum(self.reach[:, None], gone + 0.3)) & (leaves > arrive - 0.5)
-        in_way = np.where(np.abs(drift) > 0.5, meets, np.abs(aside) < reach)
+        in_way = np.where(np.abs(drift) > DRIFT_MPS, meets, np.abs(aside) < reach)
         for blend in self.world.blends:
             rows, columns = self.path == blend.own, self.path == blend.other
             near = (s > blend.low) & (s < blend.high) & (np.abs(aside) < 9.0)
@@ -216,8 +220,8 @@ class _Crowd:
         return arrive < leaves + rule.after and gone > enters - rule.before
 
     def _time_to(self, who: int, distance: float) -> float:
-        """Seconds to cover `distance` pulling away with 0.8 m/s²."""
-        speed, pull = float(self.speed[who]), 0.8
+        """Seconds to cover `distance` pulling away with 1.2 m/s²."""
+        speed, pull = float(self.speed[who]), 1.2
         return (-speed + math.sqrt(speed * speed + 2.0 * pull * max(distance, 0.0))) / pull
 
     def advance(self, step: int) -> None:
