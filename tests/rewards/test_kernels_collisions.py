@@ -63,7 +63,8 @@ def test_driving_into_a_slower_car_is_at_fault() -> None:
 
 
 def test_being_hit_from_behind_is_not_at_fault() -> None:
-    assert judge(Agent(x=-12.0, vx=20.0)).nc[0] == 1.0
+    """Not even between two lanes, where a contact from the side would be."""
+    assert judge(Agent(x=-12.0, y=1.5, vx=20.0), states=straight_states(10.0, y=1.5)).nc[0] == 1.0
 
 
 def test_behind_is_measured_from_the_rear_axle() -> None:
