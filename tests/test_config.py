@@ -170,6 +170,7 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     assert load_recipe(path) == recipe
+    assert dump_recipe(load_recipe(path)) == path.read_text()  # a run is resumed only with the very recipe it has
     scenes = load_recipe("scenes")
     path.write_text(dump_recipe(scenes))
     assert load_recipe(path) == scenes
