@@ -17,16 +17,13 @@ from rlhf_drive.errors import DataError, UnknownNameError, did_you_mean
 from rlhf_drive.scenes.geometry import Array, Path, box_corners, boxes_overlap, points_in_polygon
 from rlhf_drive.scenes.model import REFERENCE_STEPS, MapLayer, Scene, SceneReference
 from rlhf_drive.scenes.observe import Past, observe
+from rlhf_drive.scenes.situations_following import curve, cut_in, lead_braking, stop_and_go
 from rlhf_drive.scenes.situations_junction import intersection_turn, merge, red_light, roundabout_entry
-from rlhf_drive.scenes.situations_street import (
-    curve,
-    cut_in,
-    lead_braking,
+from rlhf_drive.scenes.situations_passing import (
     oncoming_narrow,
     parked_cars,
     pedestrian_crossing,
     static_obstacle,
-    stop_and_go,
 )
 from rlhf_drive.scenes.traffic import Recording, simulate
 from rlhf_drive.scenes.trajectories import NUM_POSES, to_ego_frame, wrap_angle

@@ -6,19 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_drive.scenes.expert import AXLE_TO_CENTER_M
 from rlhf_drive.scenes.geometry import Path
 from rlhf_drive.scenes.model import AgentType
 from rlhf_drive.scenes.roads import EVERYWHERE, CrossSection, RoadMap, bending_road, corridor, lane_path
-from rlhf_drive.scenes.world import Actor, Driver
+from rlhf_drive.scenes.world import Actor, Driver, World
 
 __all__ = [
     "LIMITS_MPS",
     "Street",
+    "ambient",
     "draw_driver",
+    "draw_limit",
+    "gentle_bends",
     "lane_traffic",
     "make_street",
     "parked",
     "pedestrian",
+    "street_world",
     "vehicle",
     "walkers",
 ]
@@ -117,7 +122,7 @@ class Street:
         return 0.5 * self.section.lane_width
 
 
-def _gentle_bends(rng: np.random.Generator, limit: float) -> list[tuple[float, float, float]]:
+def gentle_bends(rng: np.random.Generator, limit: float) -> list[tuple[float, float, float]]:
     """The course of an ordinary street: straight, or bending as tightly as its limit allows."""
     if rng.random() < 0.3:
         return []
@@ -143,7 +148,7 @@ def make_street(
     parking: float = 0.0,
 ) -> Street:
     """A street of random course; `ego_lane` counts from the middle of the road outwards."""
-    course = _gentle_bends(rng, limit) if bends is None else bends
+    course = gentle_bends(rng, limit) if bends is None else bends
     section = CrossSection(
         forward,
         backward,
@@ -172,3 +177,36 @@ def walkers(rng: np.random.Generator, street: Street, most: int) -> list[Actor]:
         s = float(rng.uniform(-20.0, 70.0))
         actors.append(pedestrian(rng, street.index[lane], s, aside, float(rng.uniform(0.0, 1.7))))
     return actors
+
+
+def draw_limit(rng: np.random.Generator, low: int, high: int) -> float:
+    return float(LIMITS_MPS[int(rng.integers(low, high + 1))])
+
+
+def ambient(
+    rng: np.random.Generator, street: Street, speed: float, *, skip: tuple[int, ...] = (), most: int = 3
+) -> list[Actor]:
+    """Vehicles on all lanes but the ego's and those in `skip`, and one behind the ego now and then."""
+    actors: list[Actor] = []
+    for lane, index in street.index.items():
+        if lane == street.ego_lane or lane in skip:
+            continue
+        span = (-45.0, 80.0) if lane >= 0 else (-110.0, 30.0)
+        pace = speed * float(rng.uniform(0.8, 1.1)) if lane >= 0 else street.limit * float(rng.uniform(0.7, 1.0))
+        actors += lane_traffic(rng, index, span, max(pace, 3.0), most=most)
+    if rng.random() < 0.5:
+        behind = -1.5 * speed + AXLE_TO_CENTER_M - 5.2 - max(6.0, speed * float(rng.uniform(1.0, 2.2)))
+        actors.append(vehicle(rng, 0, behind, speed, speed * 1.1))
+    return actors
+
+
+def street_world(rng: np.random.Generator, street: Street, actors: list[Actor], speed: float, **more: object) -> World:
+    """The street's world with a random driver who is not quite in the middle of the lane."""
+    values: dict[str, object] = {
+        "driver": draw_driver(rng, street.limit),
+        "lateral": float(rng.uniform(-0.35, 0.35)),
+        "heading_error": float(rng.uniform(-0.03, 0.03)),
+        **more,
+    }
+    people = walkers(rng, street, 2)
+    return World(street.map, street.paths, (*actors, *people)[:20], speed=speed, limit=street.limit, **values)  # type: ignore[arg-type]

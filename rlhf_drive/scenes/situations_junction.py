@@ -130,7 +130,7 @@ def intersection_turn(rng: np.random.Generator) -> World:
     corner = float(rng.uniform(5.5, 9.0))
     junction = crossroads(angles, section, corner=corner, limit=limit, route=target, signals=signals, walks=walks)
     lane = {0: 0, 1: lanes - 1, 2: int(rng.integers(0, lanes))}[turn]
-    ahead = float(rng.uniform(-3.0, 34.0))
+    ahead = float(rng.uniform(-3.0, 34.0 if turn == 2 else 17.0))
     lane = 0 if turn != 2 else lane
     draft = _draft(junction, target, lane, ahead, walks + 2.0)
     driver = draw_driver(rng, limit)
