@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from oracles.tiny_scene import (
@@ -11,6 +13,7 @@ from oracles.tiny_scene import (
     Agent,
     Polygon,
     make_reference,
+    make_scene,
     rectangle,
     straight_states,
 )
@@ -243,3 +246,21 @@ def test_red_light_is_any_contact_while_it_is_red() -> None:
     assert judge(red=[rectangle(30, 40, 2, 6)]).tlc[0] == 1.0
     assert judge(red=[connector[0][:2]]).tlc[0] == 1.0
     assert judge(red=connector, states=straight_states(6.0)).tlc[0] == 1.0
+
+
+def test_red_lights_count_on_the_route_and_while_they_last() -> None:
+    """The front bumper is on the connector (30 … 40) from step 26, the rear leaves it after step 41."""
+    first, second = rectangle(60, 70, 2, 6), rectangle(30, 40, -2, 2)
+    reference = make_reference(red=[first, second])
+
+    def compliance(active: slice, on_route: list[bool]) -> float:
+        red = np.zeros((2, 51), dtype=bool)
+        red[1, active] = True
+        changed = replace(reference, red_active=red, red_on_route=np.array(on_route))
+        road, nobody = prepare_road(changed), make_scene().agents
+        return float(score_states(road, nobody, straight_states(10.0), lights=prepare_lights(changed)).tlc[0])
+
+    assert compliance(slice(0, 26), [True, True]) == 1.0
+    assert compliance(slice(0, 27), [True, True]) == 0.0
+    assert compliance(slice(0, 51), [True, False]) == 1.0
+    assert compliance(slice(0, 51), [False, True]) == 0.0

@@ -76,8 +76,11 @@ def test_points_on_edges_and_corners_are_outside() -> None:
     square = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0], [0.0, 4.0]])
     diamond = np.array([[10.0, -2.0], [12.0, 0.0], [10.0, 2.0], [8.0, 0.0]])
     neighbour = square + np.array([4.0, 0.0])
-    points = np.array([[4, 1], [2, 0], [2, 4], [0, 2], [4, 4], [0, 0], [11, 1], [9, -1], [2, 2], [10, 0]])
-    assert containing([square, diamond, neighbour], points) == [set()] * 8 + [{0}, {1}]
+    clockwise = diamond[::-1]
+    points = np.array(
+        [[4, 1], [2, 0], [2, 4], [0, 2], [4, 4], [0, 0], [11, 1], [9, -1], [9, 1], [11, -1], [2, 2], [10, 0]]
+    )
+    assert containing([square, diamond, neighbour, clockwise], points) == [set()] * 10 + [{0}, {1, 3}]
 
 
 def test_ray_through_a_vertex_is_counted_once() -> None:
