@@ -1,0 +1,187 @@
+"""The route of a scene: lanes on it, its centreline, the speed limit (rules 10 to 12)."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from shapely.geometry import Point
+
+from rlhf_drive.errors import DataError
+from rlhf_drive.scenes.importers.recorded_lanes import LaneShapes
+from rlhf_drive.scenes.importers.recorded_reading import Array
+from rlhf_drive.scenes.trajectories import wrap_angle
+
+__all__ = ["Route", "RouteFinder"]
+
+AHEAD_M = 400.0
+"""PDM-Closed takes the path's end for an obstacle, so the path goes on that far."""
+TAIL_STEP_M = 5.0
+SAMPLES = 20
+ASIDE_M = (1.0, 5.5)
+SAME_DIRECTION_RAD = np.deg2rad(20.0)
+MIN_BESIDE = 0.6
+MAX_BETWEEN_M = 1.0
+"""Neighbours' polygons touch or nearly so: a bicycle lane between two lanes parts them."""
+START_HEADING_RAD = np.deg2rad(60.0)
+DEFAULT_LIMIT_MPS = (15.0, 29.06)
+"""Where none is recorded: street, freeway."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """What rules 10 to 12 say about one start."""
+
+    lanes: set[int]
+    """Lanes on the route, lateral neighbours included."""
+    centerline: Array
+    """``[C, 3]`` x, y, heading."""
+    speed_limit: float
+    """m/s."""
+
+
+class RouteFinder:
+    """Finds routes on the lanes of one recording; neighbours are looked up once and kept."""
+
+    def __init__(self, shapes: LaneShapes) -> None:
+        self.shapes = shapes
+        self.recording = shapes.recording
+        self._successors: dict[int, list[int]] = {n: [] for n in shapes.numbers}
+        self._predecessors: dict[int, list[int]] = {n: [] for n in shapes.numbers}
+        for a, b in sorted(self.recording.links):
+            if a in self._successors and b in self._successors:
+                self._successors[a].append(b)
+                self._predecessors[b].append(a)
+        self._neighbours: dict[int, list[int]] = {}
+        self._matched = self._with_neighbours(self.recording.route)
+
+    def find(self, ego: Array, speed: float) -> Route:
+        """The route from the ego's rear axle `ego` ``[3]`` at `speed`.
+
+        Raises:
+            DataError: No lane of the ego's direction lies near.
+        """
+        path = self._extended(self._path(self._start(ego)), ego)
+        lane = self.recording.lanes[path[0]]
+        limit = lane.limit if np.isfinite(lane.limit) else DEFAULT_LIMIT_MPS[lane.type]
+        return Route(self._with_neighbours([*self._matched, *path]), self._centerline(path, ego), max(limit, speed))
+
+    def _with_neighbours(self, lanes: Iterable[int]) -> set[int]:
+        """The lanes and, transitively, their lateral neighbours of the same direction."""
+        found, stack = set(lanes), list(lanes)
+        while stack:
+            for other in self._beside(stack.pop()):
+                if other not in found:
+                    found.add(other)
+                    stack.append(other)
+        return found
+
+    def _beside(self, lane: int) -> list[int]:
+        if lane not in self._neighbours:
+            near = self.shapes.tree.query(self.shapes.outline[lane], predicate="dwithin", distance=MAX_BETWEEN_M)
+            others = (self.shapes.numbers[k] for k in sorted(near))
+            self._neighbours[lane] = [n for n in others if n != lane and self._are_neighbours(lane, n)]
+        return self._neighbours[lane]
+
+    def _are_neighbours(self, a: int, b: int) -> bool:
+        """Whether 1 to 5.5 m lie between the lanes, under 20 degrees, along 60 % of the shorter one."""
+        center = self.shapes.center
+        short, long = (a, b) if center[a].length <= center[b].length else (b, a)
+        at = np.linspace(0.0, center[short].length, SAMPLES)
+        points = shapely.line_interpolate_point(center[short], at)
+        along = shapely.line_locate_point(center[long], points)
+        xy = shapely.get_coordinates(points)
+        offset = xy - shapely.get_coordinates(shapely.line_interpolate_point(center[long], along))
+        direction = _heading_at(self.recording.lanes[long].center, along)
+        turn = np.abs(wrap_angle(_heading_at(self.recording.lanes[short].center, at) - direction))
+        aside = np.abs(np.cos(direction) * offset[:, 1] - np.sin(direction) * offset[:, 0])
+        distance = np.hypot(offset[:, 0], offset[:, 1])
+        beside = (aside >= ASIDE_M[0]) & (distance <= ASIDE_M[1]) & (turn < SAME_DIRECTION_RAD)
+        return bool(beside.mean() >= MIN_BESIDE - 1e-9)
+
+    def _start(self, ego: Array) -> int:
+        """The matched lane that holds the rear axle, else the nearest lane that leads to where the route goes."""
+        here = Point(ego[:2])
+        distance = {n: self.shapes.center[n].distance(here) for n in self.shapes.numbers}
+        route = self.recording.route
+        holding = [n for n in route if self.shapes.outline[n].contains(here)]
+        if holding:
+            return min(holding, key=lambda n: distance[n])
+        aligned = [n for n in self.shapes.numbers if self._turn_to(n, here, ego[2]) < START_HEADING_RAD]
+        leading = {*route, *(p for n in route for p in self._predecessors[n])}
+        for group in ([n for n in aligned if n in leading and self._leads_to_goal(n)], aligned):
+            if group:
+                return min(group, key=lambda n: distance[n])
+        raise DataError("no lane of the ego's direction lies near")
+
+    def _turn_to(self, lane: int, here: Point, heading: float) -> float:
+        at = np.array([self.shapes.center[lane].project(here)])
+        return float(np.abs(wrap_angle(_heading_at(self.recording.lanes[lane].center, at) - heading))[0])
+
+    def _leads_to_goal(self, lane: int) -> bool:
+        return self._path(lane)[-1] == self.recording.goal
+
+    def _path(self, start: int) -> list[int]:
+        """Shortest way over successors on the route to the last lane reached; only the start if none leads there."""
+        goal, allowed = self.recording.goal, self._matched
+        queue: list[tuple[float, int, list[int]]] = [(0.0, start, [start])]
+        done: set[int] = set()
+        while queue:
+            cost, lane, path = heapq.heappop(queue)
+            if lane == goal:
+                return path
+            if lane in done:
+                continue
+            done.add(lane)
+            for n in self._successors[lane]:
+                if n in allowed and n not in done:
+                    heapq.heappush(queue, (cost + self.shapes.center[n].length, n, [*path, n]))
+        return [start]
+
+    def _extended(self, path: list[int], ego: Array) -> list[int]:
+        """The path continued over the straightest successors until it reaches 400 m ahead or ends."""
+        path, center = list(path), self.shapes.center
+        ahead = sum(center[n].length for n in path) - center[path[0]].project(Point(ego[:2]))
+        while ahead < AHEAD_M:
+            end = _end_heading(self.recording.lanes[path[-1]].center)
+            onward = [n for n in self._successors[path[-1]] if n not in path]
+            if not onward:
+                break
+            turns = [abs(_wrap(_end_heading(self.recording.lanes[n].center) - end)) for n in onward]
+            path.append(onward[int(np.argmin(turns))])
+            ahead += center[path[-1]].length
+        return path
+
+    def _centerline(self, path: list[int], ego: Array) -> Array:
+        """``[C, 3]`` the lanes' centrelines joined, then straight on in steps of 5 m."""
+        points = np.concatenate([self.recording.lanes[n].center for n in path])
+        points = points[np.concatenate([[True], np.hypot(*np.diff(points, axis=0).T) > 1e-6])]
+        line = shapely.linestrings(points)
+        missing = AHEAD_M + TAIL_STEP_M - (line.length - shapely.line_locate_point(line, Point(ego[:2])))
+        count = max(0, int(np.ceil(missing / TAIL_STEP_M)))
+        heading = _end_heading(points)
+        tail = TAIL_STEP_M * np.arange(1, count + 1)[:, None] * np.array([np.cos(heading), np.sin(heading)])
+        points = np.concatenate([points, points[-1] + tail])
+        step = np.diff(points, axis=0)
+        headings = np.arctan2(step[:, 1], step[:, 0])
+        return np.concatenate([points, np.append(headings, headings[-1])[:, None]], axis=1)
+
+
+def _wrap(angle: float) -> float:
+    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+
+
+def _end_heading(line: Array) -> float:
+    step = line[-1] - line[-2]
+    return float(np.arctan2(step[1], step[0]))
+
+
+def _heading_at(line: Array, at: Array) -> Array:
+    """Heading of the segment of `line` that holds each arclength."""
+    step = np.diff(line, axis=0)
+    arc = np.concatenate([[0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))])
+    segment = np.clip(np.searchsorted(arc, at, side="right") - 1, 0, len(step) - 1)
+    return np.asarray(np.arctan2(step[segment, 1], step[segment, 0]))
