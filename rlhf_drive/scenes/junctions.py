@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,19 +25,39 @@ from rlhf_drive.scenes.roads import (
 __all__ = ["Junction", "OnRamp", "crossroads", "on_ramp", "roundabout"]
 
 ARM_LENGTH_M = 150.0
+ARM_CUTS_M = (0.0, 30.0, 70.0, 110.0)
+RING_WIDTH_M = 5.2
+JOIN_RAD = float(np.deg2rad(34.0))
+"""Angle on the ring between an arm and the points where its lanes join."""
 
 
 @dataclass(frozen=True)
 class Junction:
-    """A junction with arms; `ways[(a, b)]` are the lane centres from arm a to arm b, one per parallel lane."""
+    """A junction with arms; arm 0 is the ego's."""
 
     map: RoadMap
-    ways: dict[tuple[int, int], tuple[Path, ...]]
-    """Paths with s=0 where the vehicle enters the junction; arm 0 is the ego's."""
-    length: dict[tuple[int, int], float]
-    """Arclength where the way leaves the junction."""
-    reach: float
-    """Distance of the arms' ends from the middle, metres."""
+    arms: tuple[Path, ...]
+    """Reference lines outwards, s=0 at the junction."""
+    section: CrossSection
+    """Lanes of every arm: `forward` leave the junction, `backward` enter it."""
+    curves: dict[tuple[int, int], dict[int, Array]]
+    """Lane centres through the junction from arm a to arm b, by lane of the arms (0 beside the middle)."""
+
+    def length(self, a: int, b: int) -> float:
+        """Metres from entering the junction to leaving it."""
+        curve = next(iter(self.curves[a, b].values()))
+        return float(np.hypot(*np.diff(curve, axis=0).T).sum())
+
+    def way(self, a: int, b: int, lane: int = 0) -> Path:
+        """Path from arm a over the junction to arm b; s=0 where it enters the junction.
+
+        `lane` is the arms' lane; where no connector starts from it, the turn's own lane is taken.
+        """
+        parallel = self.curves[a, b]
+        lane = lane if lane in parallel else next(iter(parallel))
+        before = self.arms[a].pose(np.arange(ARM_LENGTH_M, -0.5, -10.0), self.section.center(-lane - 1))[:, :2]
+        after = self.arms[b].pose(np.arange(0.0, ARM_LENGTH_M + 0.5, 10.0), self.section.center(lane))[:, :2]
+        return path_from_points(join([before, parallel[lane], after]), -ARM_LENGTH_M)
 
 
 @dataclass(frozen=True)
@@ -84,17 +105,6 @@ def _end(arm: Path, section: CrossSection, lane: int) -> Array:
     return pose if lane >= 0 else np.asarray(pose + np.array([0.0, 0.0, np.pi]))
 
 
-def _way(arm_in: Path, arm_out: Path, section: CrossSection, lane: int, middle: Array) -> Path:
-    """Path from an arm's inbound lane over `middle` to another arm's outbound lane; s=0 where `middle` begins."""
-    before = arm_in.pose(np.arange(ARM_LENGTH_M, -0.5, -10.0), section.center(-lane - 1))[:, :2]
-    after = arm_out.pose(np.arange(0.0, ARM_LENGTH_M + 0.5, 10.0), section.center(lane))[:, :2]
-    return path_from_points(join([before, middle, after]), -ARM_LENGTH_M)
-
-
-def _length(points: Array) -> float:
-    return float(np.hypot(*np.diff(points, axis=0).T).sum())
-
-
 def crossroads(
     angles: list[float],
     section: CrossSection,
@@ -116,30 +126,33 @@ def crossroads(
         signals: Whether lights govern the connectors (group 0: arms 0 and opposite; group 1: the others).
         walks: Width of the zebra crossings on the arms, 0 for none.
     """
-    reach = section.left_edge + corner
-    arms = _arms(angles, reach)
-    cuts = [0.0, 30.0, 70.0, 110.0]
+    arms = _arms(angles, section.left_edge + corner)
     lanes: list[Lane] = []
-    maps, ways, length = [], {}, {}
-    for a, arm in enumerate(arms):
-        there, back = EVERYWHERE if a == route else NOWHERE, EVERYWHERE if a == 0 else NOWHERE
-        maps.append(corridor(arm, section, limit, cuts, forward_route=there, backward_route=back))
-        for b, arm_out in enumerate(arms):
-            if a == b:
-                continue
-            turn = np.angle(np.exp(1j * (angles[b] - angles[a] - np.pi)))
-            parallel = range(section.forward) if abs(turn) < 0.6 else [0 if turn > 0 else section.forward - 1]
-            signal = int(abs(np.cos(angles[a] - angles[0])) < 0.7) if signals else -1
-            paths = []
-            for lane in parallel:
-                curve = resample(connect(_end(arm, section, -lane - 1), _end(arm_out, section, lane)), 2.0)
-                lanes.append(_ribbon(curve, section.lane_width, limit, a == 0 and b == route, signal))
-                paths.append(_way(arm, arm_out, section, lane, curve))
-            ways[a, b], length[a, b] = tuple(paths), _length(curve)
+    curves: dict[tuple[int, int], dict[int, Array]] = {}
+    for a, b in itertools.permutations(range(len(arms)), 2):
+        turn = np.angle(np.exp(1j * (angles[b] - angles[a] - np.pi)))
+        parallel = range(section.forward) if abs(turn) < 0.6 else [0 if turn > 0 else section.forward - 1]
+        signal = int(abs(np.cos(angles[a] - angles[0])) < 0.7) if signals else -1
+        curves[a, b] = {
+            lane: resample(connect(_end(arms[a], section, -lane - 1), _end(arms[b], section, lane)), 2.0)
+            for lane in parallel
+        }
+        lanes += [
+            _ribbon(curve, section.lane_width, limit, a == 0 and b == route, signal) for curve in curves[a, b].values()
+        ]
     patch, kerbs = _patch(arms, section)
     stripes = tuple(crosswalk(arm, section, 1.0, walks) for arm in arms) if walks > 0 else ()
     inner = RoadMap(tuple(lanes), ((MapLayer.INTERSECTION, patch),), tuple(kerbs), stripes)
-    return Junction(combine([*maps, inner]), ways, length, reach)
+    return Junction(combine([*_arm_roads(arms, section, limit, route), inner]), tuple(arms), section, curves)
+
+
+def _arm_roads(arms: list[Path], section: CrossSection, limit: float, route: int) -> list[RoadMap]:
+    """The arms' roads: the way in on arm 0 and the way out on arm `route` belong to the route."""
+    roads = []
+    for a, arm in enumerate(arms):
+        there, back = EVERYWHERE if a == route else NOWHERE, EVERYWHERE if a == 0 else NOWHERE
+        roads.append(corridor(arm, section, limit, list(ARM_CUTS_M), forward_route=there, backward_route=back))
+    return roads
 
 
 def _patch(arms: list[Path], section: CrossSection) -> tuple[Array, list[Array]]:
@@ -163,41 +176,44 @@ def roundabout(angles: list[float], section: CrossSection, *, radius: float, lim
         limit: Speed limit, m/s.
         route: The arm the ego leaves by.
     """
-    reach, width, delta = radius + 12.0, 5.2, np.deg2rad(34.0)
-    arms = _arms(angles, reach)
-    maps: list[RoadMap] = []
-    lanes: list[Lane] = []
-    ways: dict[tuple[int, int], tuple[Path, ...]] = {}
-    length: dict[tuple[int, int], float] = {}
-    areas: list[tuple[MapLayer, Array]] = []
-    edges = [_ring(radius - 0.5 * width - 0.3, 0.0, 2 * np.pi)]
-    gone = (angles[route] - angles[0]) % (2 * np.pi)
+    arms, outer = _arms(angles, radius + 12.0), radius + 0.5 * RING_WIDTH_M + 0.3
+    lanes, areas, edges = _ring_road(angles, radius, limit, route)
+    entries, exits = [], []
     for a, arm in enumerate(arms):
-        there, back = EVERYWHERE if a == route else NOWHERE, EVERYWHERE if a == 0 else NOWHERE
-        maps.append(corridor(arm, section, limit, [0.0, 30.0, 70.0, 110.0], forward_route=there, backward_route=back))
-        low, high = angles[a] - delta, angles[a] + delta
-        entry = resample(connect(_end(arm, section, -1), _ring_pose(radius, high), 0.36), 2.0)
-        leave = resample(connect(_ring_pose(radius, low), _end(arm, section, 0), 0.36), 2.0)
-        lanes.append(_ribbon(entry, 4.2, limit, a == 0))
-        lanes.append(_ribbon(leave, 4.2, limit, a == route))
-        following = angles[(a + 1) % len(arms)] + (2 * np.pi if a + 1 == len(arms) else 0.0)
-        for begin, end in ((low, high), (high, following - delta)):
-            on_route = 0.1 < (0.5 * (begin + end) - angles[0]) % (2 * np.pi) < gone - 0.1
-            lanes.append(_ribbon(_ring(radius, begin, end), width, limit, on_route, connector=False))
-            bounds = [_ring(radius + k * (0.5 * width + 0.3), begin - 0.01, end + 0.01) for k in (1, -1)]
-            areas.append((MapLayer.ROADBLOCK, np.concatenate([bounds[0], bounds[1][::-1]])))
-        funnel, kerbs = _funnel(arm, section, radius, radius + 0.5 * width + 0.3, low, high)
+        low, high = angles[a] - JOIN_RAD, angles[a] + JOIN_RAD
+        entries.append(resample(connect(_end(arm, section, -1), _ring_pose(radius, high), 0.36), 2.0))
+        exits.append(resample(connect(_ring_pose(radius, low), _end(arm, section, 0), 0.36), 2.0))
+        lanes += [_ribbon(entries[a], 4.2, limit, a == 0), _ribbon(exits[a], 4.2, limit, a == route)]
+        funnel, kerbs = _funnel(arm, section, radius, outer, low, high)
         areas.append((MapLayer.INTERSECTION, funnel))
-        edges += [*kerbs, _ring(radius + 0.5 * width + 0.3, high, following - delta)]
-        for b in range(len(arms)):
-            stop = angles[b] - delta
-            stop += 2 * np.pi * np.ceil((high - stop) / (2 * np.pi))
-            middle = [entry, _ring(radius, high, stop)]
-            last = resample(connect(_ring_pose(radius, stop), _end(arms[b], section, 0), 0.36), 2.0)
-            curve = join([*middle, last])
-            ways[a, b], length[a, b] = (_way(arm, arms[b], section, 0, curve),), _length(curve)
+        edges += kerbs
+    curves = {}
+    for a, b in itertools.product(range(len(arms)), repeat=2):
+        begin, stop = angles[a] + JOIN_RAD, angles[b] - JOIN_RAD
+        stop += 2 * np.pi * np.ceil((begin - stop) / (2 * np.pi))
+        curves[a, b] = {0: join([entries[a], _ring(radius, begin, stop), exits[b]])}
     inner = RoadMap(tuple(lanes), tuple(areas), tuple(edges))
-    return Junction(combine([*maps, inner]), ways, length, reach)
+    return Junction(combine([*_arm_roads(arms, section, limit, route), inner]), tuple(arms), section, curves)
+
+
+def _ring_road(
+    angles: list[float], radius: float, limit: float, route: int
+) -> tuple[list[Lane], list[tuple[MapLayer, Array]], list[Array]]:
+    """Ring lanes, their ROADBLOCK sectors, and the edges: of the island, and outside between the arms."""
+    half = 0.5 * RING_WIDTH_M + 0.3
+    lanes: list[Lane] = []
+    areas: list[tuple[MapLayer, Array]] = []
+    edges = [_ring(radius - half, 0.0, 2 * np.pi)]
+    gone = (angles[route] - angles[0]) % (2 * np.pi)
+    for angle, after in itertools.pairwise([*angles, angles[0] + 2 * np.pi]):
+        joints = (angle - JOIN_RAD, angle + JOIN_RAD, after - JOIN_RAD)
+        for begin, end in itertools.pairwise(joints):
+            on_route = 0.1 < (0.5 * (begin + end) - angles[0]) % (2 * np.pi) < gone - 0.1
+            lanes.append(_ribbon(_ring(radius, begin, end), RING_WIDTH_M, limit, on_route, connector=False))
+            bounds = [_ring(radius + side * half, begin - 0.01, end + 0.01) for side in (1, -1)]
+            areas.append((MapLayer.ROADBLOCK, np.concatenate([bounds[0], bounds[1][::-1]])))
+        edges.append(_ring(radius + half, joints[1], joints[2]))
+    return lanes, areas, edges
 
 
 def _ring(radius: float, begin: float, end: float) -> Array:

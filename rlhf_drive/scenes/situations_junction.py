@@ -38,7 +38,7 @@ class _Draft:
         key = (a, b, lane)
         if key not in self.index:
             self.index[key] = len(self.paths)
-            self.paths.append(self.junction.ways[a, b][lane])
+            self.paths.append(self.junction.way(a, b, lane))
         return self.index[key]
 
     def add(self, actors: list[Actor], group: int | None = None) -> list[int]:
@@ -67,7 +67,7 @@ class _Draft:
 
 def _draft(junction: Junction, target: int, lane: int, ahead: float, stop: float) -> _Draft:
     """Path 0 is the ego's way, with s=0 where the ego is now, `ahead` metres before the junction."""
-    way = junction.ways[0, target][lane]
+    way = junction.way(0, target, lane)
     return _Draft(junction, [dataclasses.replace(way, start=way.start + ahead)], {}, stop)
 
 
@@ -111,7 +111,7 @@ def _outbound(rng: np.random.Generator, draft: _Draft, arms: list[tuple[int, int
     """Vehicles that have left the junction already."""
     for a, b in arms:
         if rng.random() < 0.5:
-            length = draft.junction.length[a, b]
+            length = draft.junction.length(a, b)
             draft.add([vehicle(rng, draft.way(a, b), length + float(rng.uniform(4.0, 40.0)), limit * 0.6, limit * 0.9)])
 
 
@@ -167,7 +167,7 @@ def _crossing(
     rng: np.random.Generator, draft: _Draft, way: tuple[int, int], limit: float, minor: bool, ahead: float, lanes: int
 ) -> None:
     """Traffic across the ego's axis: it waits, unless the ego is on the minor road."""
-    lane = int(rng.integers(0, lanes)) if len(draft.junction.ways[way]) > 1 else 0
+    lane = int(rng.integers(0, lanes)) if len(draft.junction.curves[way]) > 1 else 0
     index = draft.way(*way, lane)
     if minor:
         cars = lane_traffic(rng, index, (-80.0, 25.0), limit * float(rng.uniform(0.6, 0.95)), most=3, gaps=(16.0, 55.0))
@@ -183,7 +183,7 @@ def _crossing(
 
 def _walkers(rng: np.random.Generator, draft: _Draft, section: CrossSection, target: int, ahead: float) -> None:
     """People on the zebra crossing of the arm the ego turns into."""
-    length = draft.junction.length[0, target]
+    length = draft.junction.length(0, target)
     arm = draft.paths[0]
     at = arm.pose(ahead + length + 2.5)
     center = -section.center(0)
