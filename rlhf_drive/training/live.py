@@ -42,15 +42,16 @@ RL_COLUMNS = (
     Column("spread", "groups/spread"),
     Column("flat groups", "groups/degenerate_frac", 2),
     Column("invalid", "reward/invalid_frac", 2),
-    Column("scenes/s", "rollout/scenes_per_s", 1),
+    Column("scenes/s", "time/scenes_per_s", 1),
 )
 """Columns of the RL phase."""
 SFT_COLUMNS = (
     Column("epoch", "sft/epoch", 0),
-    Column("loss", "loss/sft"),
+    Column("loss", "loss/train"),
     Column("held-out", "loss/heldout"),
     Column("best", "loss/heldout_best"),
-    Column("lr", "optim/lr", 6),
+    Column("lr", "optim/learning_rate", 6),
+    Column("scenes/s", "time/scenes_per_s", 1),
 )
 """Columns of the SFT phase."""
 

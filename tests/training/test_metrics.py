@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_drive.errors import DataError
-from rlhf_drive.training.live import Column, LiveTable, format_duration
+from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, Column, LiveTable, format_duration
 from rlhf_drive.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
 
 
@@ -123,3 +124,17 @@ def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_every_column_shows_a_metric_that_training_writes() -> None:
+    package = Path(__file__).resolve().parents[2] / "rlhf_drive"
+    written = {
+        node.value
+        for path in package.rglob("*.py")
+        if path.name != "live.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    shown = {column.metric for column in (*RL_COLUMNS, *SFT_COLUMNS) if not column.metric.endswith("/*")}
+    assert shown - written == set()
+    assert len(shown) == 13
