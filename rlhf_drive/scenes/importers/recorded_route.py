@@ -26,7 +26,9 @@ SAME_DIRECTION_RAD = np.deg2rad(20.0)
 MIN_BESIDE = 0.6
 MAX_BETWEEN_M = 1.0
 """Neighbours' polygons touch or nearly so: a bicycle lane between two lanes parts them."""
-START_HEADING_RAD = np.deg2rad(60.0)
+START_REACH_M = 10.0
+START_TURN_RAD = np.deg2rad(60.0)
+"""How far from, and across, the lane of its start the ego may stand where no matched lane holds it."""
 DEFAULT_LIMIT_MPS = (15.0, 29.06)
 """Where none is recorded: street, freeway."""
 
@@ -64,7 +66,8 @@ class RouteFinder:
         Raises:
             DataError: No lane of the ego's direction lies near.
         """
-        path = self._extended(self._path(self._start(ego)), ego)
+        *before, start = self._start(ego)
+        path = self._extended([*before, *self._path(start)], ego)
         lane = self.recording.lanes[path[0]]
         limit = lane.limit if np.isfinite(lane.limit) else DEFAULT_LIMIT_MPS[lane.type]
         return Route(self._with_neighbours([*self._matched, *path]), self._centerline(path, ego), max(limit, speed))
@@ -102,27 +105,34 @@ class RouteFinder:
         beside = (aside >= ASIDE_M[0]) & (distance <= ASIDE_M[1]) & (turn < SAME_DIRECTION_RAD)
         return bool(beside.mean() >= MIN_BESIDE - 1e-9)
 
-    def _start(self, ego: Array) -> int:
-        """The matched lane that holds the rear axle, else the nearest lane that leads to where the route goes."""
+    def _start(self, ego: Array) -> list[int]:
+        """The matched lane that holds the rear axle, or else the nearest one; behind it, what leads to the ego."""
         here = Point(ego[:2])
-        distance = {n: self.shapes.center[n].distance(here) for n in self.shapes.numbers}
-        route = self.recording.route
-        holding = [n for n in route if self.shapes.outline[n].contains(here)]
+        holding = [n for n in self.recording.route if self.shapes.outline[n].contains(here)]
         if holding:
-            return min(holding, key=lambda n: distance[n])
-        aligned = [n for n in self.shapes.numbers if self._turn_to(n, here, ego[2]) < START_HEADING_RAD]
-        leading = {*route, *(p for n in route for p in self._predecessors[n])}
-        for group in ([n for n in aligned if n in leading and self._leads_to_goal(n)], aligned):
-            if group:
-                return min(group, key=lambda n: distance[n])
-        raise DataError("no lane of the ego's direction lies near")
+            return [min(holding, key=lambda n: self.shapes.center[n].distance(here))]
+        reach = {n: self.shapes.outline[n].distance(here) for n in self.recording.route or self.shapes.numbers}
+        aligned = [n for n in reach if reach[n] < START_REACH_M and self._turn_to(n, here, ego[2]) < START_TURN_RAD]
+        if not aligned:
+            raise DataError(f"no lane of the ego's direction lies within {START_REACH_M:g} m")
+        lane = min(aligned, key=lambda n: reach[n])
+        before = self._predecessors[lane] if self.shapes.center[lane].project(here) == 0.0 else []
+        return [*self._straightest(before, lane, ahead=False), lane]
 
     def _turn_to(self, lane: int, here: Point, heading: float) -> float:
         at = np.array([self.shapes.center[lane].project(here)])
         return float(np.abs(wrap_angle(_heading_at(self.recording.lanes[lane].center, at) - heading))[0])
 
-    def _leads_to_goal(self, lane: int) -> bool:
-        return self._path(lane)[-1] == self.recording.goal
+    def _straightest(self, candidates: list[int], lane: int, *, ahead: bool) -> list[int]:
+        """Of the lanes that join `lane` at its end, or its beginning, the one with the least kink; empty if none."""
+        lines = self.recording.lanes
+
+        def kink(other: int) -> float:
+            first, second = (lane, other) if ahead else (other, lane)
+            turn = _heading_at(lines[second].center, np.zeros(1)) - _end_heading(lines[first].center)
+            return float(np.abs(wrap_angle(turn))[0])
+
+        return [min(candidates, key=kink)] if candidates else []
 
     def _path(self, start: int) -> list[int]:
         """Shortest way over successors on the route to the last lane reached; only the start if none leads there."""
@@ -146,13 +156,12 @@ class RouteFinder:
         path, center = list(path), self.shapes.center
         ahead = sum(center[n].length for n in path) - center[path[0]].project(Point(ego[:2]))
         while ahead < AHEAD_M:
-            end = _end_heading(self.recording.lanes[path[-1]].center)
-            onward = [n for n in self._successors[path[-1]] if n not in path]
+            fresh = [n for n in self._successors[path[-1]] if n not in path]
+            onward = self._straightest(fresh, path[-1], ahead=True)
             if not onward:
                 break
-            turns = [abs(_wrap(_end_heading(self.recording.lanes[n].center) - end)) for n in onward]
-            path.append(onward[int(np.argmin(turns))])
-            ahead += center[path[-1]].length
+            path += onward
+            ahead += center[onward[0]].length
         return path
 
     def _centerline(self, path: list[int], ego: Array) -> Array:
@@ -168,10 +177,6 @@ class RouteFinder:
         step = np.diff(points, axis=0)
         headings = np.arctan2(step[:, 1], step[:, 0])
         return np.concatenate([points, np.append(headings, headings[-1])[:, None]], axis=1)
-
-
-def _wrap(angle: float) -> float:
-    return float((angle + np.pi) % (2 * np.pi) - np.pi)
 
 
 def _end_heading(line: Array) -> float:
