@@ -16,6 +16,7 @@ __all__ = [
     "LIMITS_MPS",
     "Street",
     "ambient",
+    "bystander",
     "draw_driver",
     "draw_limit",
     "gentle_bends",
@@ -165,17 +166,23 @@ def make_street(
     return Street(reference, section, road, paths, {k: i for i, k in enumerate(lanes)}, limit, ego_lane)
 
 
-def walkers(rng: np.random.Generator, street: Street, most: int) -> list[Actor]:
-    """People and cyclists beside the road, who matter to nobody."""
+def bystander(rng: np.random.Generator, path: int, span: tuple[float, float], aside: float) -> Actor:
+    """Somebody on foot or, one time in four, on a bicycle, beside the road, who matters to nobody."""
+    s = float(rng.uniform(*span))
+    if rng.random() < 0.25:
+        pace = float(rng.uniform(2.5, 5.5))
+        return Actor(path, s, aside, pace, pace, 1.8, 0.65, AgentType.BICYCLE, steady=True)
+    return pedestrian(rng, path, s, aside, float(rng.uniform(0.0, 1.7)))
+
+
+def walkers(rng: np.random.Generator, street: Street, least: int, most: int) -> list[Actor]:
+    """Bystanders along both sides of the street."""
     actors = []
-    for _ in range(int(rng.integers(0, most + 1))):
+    for _ in range(int(rng.integers(least, most + 1))):
         right = rng.random() < 0.5 or street.section.backward == 0
         lane = street.section.forward - 1 if right else -street.section.backward
-        aside = -(
-            street.half_lane + street.section.shoulder + street.section.parking * right + float(rng.uniform(1.3, 3.5))
-        )
-        s = float(rng.uniform(-20.0, 70.0))
-        actors.append(pedestrian(rng, street.index[lane], s, aside, float(rng.uniform(0.0, 1.7))))
+        edge = street.half_lane + street.section.shoulder + street.section.parking * right
+        actors.append(bystander(rng, street.index[lane], (-20.0, 60.0), -edge - float(rng.uniform(1.3, 3.5))))
     return actors
 
 
@@ -208,5 +215,6 @@ def street_world(rng: np.random.Generator, street: Street, actors: list[Actor], 
         "heading_error": float(rng.uniform(-0.03, 0.03)),
         **more,
     }
-    people = walkers(rng, street, 2)
+    least = max(3 - len(actors), 0)
+    people = walkers(rng, street, least, max(least, 2))
     return World(street.map, street.paths, (*actors, *people)[:20], speed=speed, limit=street.limit, **values)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_drive.scenes.geometry import Path, contact_zone, path_from_points
 from rlhf_drive.scenes.junctions import Junction, crossroads, on_ramp, roundabout
 from rlhf_drive.scenes.roads import CrossSection, bending_road
-from rlhf_drive.scenes.situations import LIMITS_MPS, draw_driver, lane_traffic, pedestrian, vehicle
+from rlhf_drive.scenes.situations import LIMITS_MPS, bystander, draw_driver, lane_traffic, pedestrian, vehicle
 from rlhf_drive.scenes.world import STEPS, Actor, Blend, Driver, StopLine, World, Yield
 
 __all__ = ["intersection_turn", "merge", "red_light", "roundabout_entry"]
@@ -81,6 +81,9 @@ def _angles(rng: np.random.Generator, drop: int | None = None) -> list[float]:
 def _finish(
     rng: np.random.Generator, draft: _Draft, limit: float, speed: float, red: np.ndarray, driver: Driver
 ) -> World:
+    aside = draft.junction.section.right_edge - float(rng.uniform(1.5, 3.0))
+    while len(draft.actors) < 3:
+        draft.add([bystander(rng, 0, (-45.0, -8.0), aside)])
     return World(
         draft.junction.map,
         tuple(draft.paths),
@@ -328,9 +331,14 @@ def merge(rng: np.random.Generator) -> World:
     paths = (ways.ramp, main, *ways.main[:-1]) if on else (main, ways.ramp, *ways.main[:-1])
     speed = limit * float(rng.uniform(0.55, 0.9))
     pace = limit * float(rng.uniform(0.6, 0.95))
-    gaps = (10.0, 40.0)
     if on:
-        actors = lane_traffic(rng, 1, (-65.0, 70.0), pace, most=5, gaps=gaps)
+        meet = 0.5 * (ways.gore + ways.end)
+        beside = (
+            main.nearest(ways.ramp.pose(meet)[:2])[0] - pace * (meet / speed + 1.5) + float(rng.uniform(-10.0, 8.0))
+        )
+        actors = [vehicle(rng, 1, beside, pace, pace * 1.1)] if rng.random() < 0.75 else []
+        keep_out = (beside - 14.0, beside + 14.0)
+        actors += lane_traffic(rng, 1, (-65.0, 70.0), pace, most=4, gaps=(10.0, 40.0), keep_out=keep_out)
     else:
         actors = lane_traffic(rng, 1, (-1.5 * pace - 18.0, -1.5 * pace + 26.0), pace, most=2, gaps=(9.0, 20.0))
         actors.append(vehicle(rng, 0, -1.5 * speed - 8.0 - 1.2 * speed, speed, speed * 1.1))
@@ -338,6 +346,9 @@ def merge(rng: np.random.Generator) -> World:
         actors.append(vehicle(rng, 0, -1.5 * speed + NOSE + 6.0 + speed * float(rng.uniform(1.2, 2.4)), speed, limit))
     for index in range(2, len(paths)):
         actors += lane_traffic(rng, index, (-50.0, 70.0), pace * 1.05, most=3)
+    edge = -0.5 * section.lane_width - section.shoulder if on else -section.right_edge
+    while len(actors) < 3:
+        actors.append(bystander(rng, 0, (-30.0, 10.0), edge + float(rng.uniform(1.5, 3.0)) * (-1.0 if on else 1.0)))
     ramp_path, main_path = (0, 1) if on else (1, 0)
     low, high = ways.gore - 25.0, ways.end + 5.0
     shift = main.nearest(ways.ramp.pose(ways.gore)[:2])[0] - ways.gore
