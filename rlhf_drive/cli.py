@@ -17,6 +17,8 @@ from rlhf_drive.errors import ConfigError, RlhfDriveError
 
 __all__ = ["app", "main"]
 
+LOG_WIDTH = "140"
+"""Columns of a table that goes to a file or pipe, where there is no terminal to ask."""
 EXIT_WRONG_INPUT = 2
 """Exit code for an error that the user can mend."""
 
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     # Waiting OpenMP threads sleep instead of spinning; torch slows many times over when another process needs the core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", LOG_WIDTH)
     try:
         app(args=list(arguments) if arguments is not None else None)
     except RlhfDriveError as error:

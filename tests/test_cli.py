@@ -23,6 +23,13 @@ from rlhf_drive.scenes.store import write_scenes
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `main` sets when it is absent, so that it is gone again after each test."""
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+
 class Result:
     """Exit code and output of one command."""
 

@@ -17,6 +17,13 @@ from rlhf_drive.scenes.generator import generate_scenes
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `main` sets when it is absent, so that it is gone again after each test."""
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the README's own reward; one for all tests, since a reward's name belongs to one file."""
