@@ -194,7 +194,7 @@ class _Run:
 
 
 def _comparisons(policies: list[str], seeds: tuple[str, ...], evaluated: list[str]) -> list[Comparison]:
-    """The report's questions: RL against SFT (the headline), both against baselines, each policy against the one before."""
+    """The report's questions: RL against SFT first, both against baselines, policies in sequence."""
     found = []
     if seeds:
         found = [Comparison("rl", seeds, name) for name in ("sft", "constant_velocity", "pdm_closed", "human")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 from collections import Counter
@@ -103,8 +104,26 @@ def _produce(job: _Job) -> list[Judged | Refused]:
     if section.source == "generate":
         raw = generate_scenes(len(job.item), seed=section.seed, kinds=section.kinds, start=job.item.start)
     else:
-        raw = import_recording(job.item, section.starts)
+        raw = _compared(import_recording(job.item, section.starts), job)
     return [item if isinstance(item, Refused) else judge(item, min_human_pdms=section.min_human_pdms) for item in raw]
+
+
+def _compared(items: Iterable[Scene | Refused], job: _Job) -> Iterator[Scene | Refused]:
+    """Without the held-out scenes that start between the recording's recommended starts.
+
+    Training may use starts that overlap; comparing on them would count the same seconds several times.
+    """
+    section = job.section
+    try:
+        recommended = set(json.loads(job.item.read_text())["recommended_start_indices"])
+    except (OSError, ValueError, KeyError):
+        recommended = set()  # the importer has refused this recording already, or it gives no recommendation
+    for item in items:
+        heldout = isinstance(item, Scene) and (
+            split_of_cluster(item.cluster, section.seed, section.heldout_fraction) == "heldout"
+        )
+        if not (heldout and recommended) or int(item.token.rpartition("__")[2]) in recommended:
+            yield item
 
 
 def _jobs(section: ScenesSection) -> list[_Job]:
