@@ -27,8 +27,7 @@ MIN_BESIDE = 0.6
 MAX_BETWEEN_M = 1.0
 """Neighbours' polygons touch or nearly so: a bicycle lane between two lanes parts them."""
 START_REACH_M = 10.0
-START_TURN_RAD = np.deg2rad(60.0)
-"""How far from, and across, the lane of its start the ego may stand where no matched lane holds it."""
+"""How far from its lane the ego may start."""
 DEFAULT_LIMIT_MPS = (15.0, 29.06)
 """Where none is recorded: street, freeway."""
 
@@ -111,17 +110,12 @@ class RouteFinder:
         holding = [n for n in self.recording.route if self.shapes.outline[n].contains(here)]
         if holding:
             return [min(holding, key=lambda n: self.shapes.center[n].distance(here))]
-        reach = {n: self.shapes.outline[n].distance(here) for n in self.recording.route or self.shapes.numbers}
-        aligned = [n for n in reach if reach[n] < START_REACH_M and self._turn_to(n, here, ego[2]) < START_TURN_RAD]
-        if not aligned:
-            raise DataError(f"no lane of the ego's direction lies within {START_REACH_M:g} m")
-        lane = min(aligned, key=lambda n: reach[n])
+        reach = {n: self.shapes.outline[n].distance(here) for n in self.recording.route}
+        if not reach or min(reach.values()) > START_REACH_M:
+            raise DataError(f"no lane of the route lies within {START_REACH_M:g} m of the ego")
+        lane = min(reach, key=lambda n: reach[n])
         before = self._predecessors[lane] if self.shapes.center[lane].project(here) == 0.0 else []
         return [*self._straightest(before, lane, ahead=False), lane]
-
-    def _turn_to(self, lane: int, here: Point, heading: float) -> float:
-        at = np.array([self.shapes.center[lane].project(here)])
-        return float(np.abs(wrap_angle(_heading_at(self.recording.lanes[lane].center, at) - heading))[0])
 
     def _straightest(self, candidates: list[int], lane: int, *, ahead: bool) -> list[int]:
         """Of the lanes that join `lane` at its end, or its beginning, the one with the least kink; empty if none."""
