@@ -45,6 +45,8 @@ class Shapes(NamedTuple):
     """``[N]`` whether the shape is a red connector."""
     ignored: NDArray[np.bool_]
     """``[N]`` overlaps the ego at t=0 (a red connector: contains it), so it is nobody's leader and no collision."""
+    world_heading: float
+    """Heading of the frame in the world (rad)."""
 
 
 @dataclass(frozen=True)
@@ -177,5 +179,6 @@ def build_forecast(reference: SceneReference) -> Forecast:
         heading=np.concatenate([pose[:, 0, 2], np.zeros(len(red_row))]),
         red=red,
         ignored=_overlapping_ego(vertices[0], offsets, red),
+        world_heading=float(reference.ego_init[2]),
     )
     return Forecast(shapes, agent, pose, red_row)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M, REAR_AXLE_TO_CENTER_M
 from rewards.kernels.progress import project
 from rewards.pdm_forecast import Shapes
+from rewards.pdm_index_order import index_order
 from rewards.pdm_paths import Path, build_corridors
 from rewards.pdm_polygons import box_corners, polygon_distance, polygons_intersect
 
@@ -101,6 +102,32 @@ def find_surroundings(paths: tuple[Path, ...], shapes: Shapes, speed_limit: floa
 
 
 @njit(cache=True, nogil=True)
+def _nearest(
+    ego: NDArray[np.float64],
+    position: float,
+    shapes: Shapes,
+    sample: int,
+    inside: NDArray[np.bool_],
+    progress: NDArray[np.float64],
+) -> tuple[int, float]:
+    """Row of the shape ahead of `position` nearest to the box `ego`, and its distance (m); -1 if there is none."""
+    nearest, distance, tied = -1, np.inf, False
+    apart = np.full(len(inside), np.inf)
+    vertices, offsets = shapes.vertices[sample], shapes.offsets
+    for n in range(len(inside)):
+        if inside[n] and progress[n] > position:
+            apart[n] = polygon_distance(ego, vertices[offsets[n] : offsets[n + 1]])
+            tied = tied or apart[n] == distance
+            if apart[n] < distance:
+                nearest, distance, tied = n, apart[n], False
+    if tied:
+        for n in index_order(vertices, offsets, shapes.world_heading):
+            if apart[n] == distance:
+                return n, distance
+    return nearest, distance
+
+
+@njit(cache=True, nogil=True)
 def update_leader(
     leader: NDArray[np.float64],
     pose: NDArray[np.float64],
@@ -115,8 +142,7 @@ def update_leader(
 
     Somebody ahead: arclength and speed are written (a red light keeps the speed that stood there). Nobody: the path's
     end is an obstacle, arclength and rear length are written, and again the speed stays. Of several shapes that overlap
-    the ego (distance 0) the first counts; NAVSIM takes the first in the order of its spatial index, which matters only
-    if their speeds differ.
+    the ego (distance 0) the first in NAVSIM's spatial index counts.
 
     Args:
         leader: ``[3]`` arclength (m), speed (m/s), rear length (m); shared by the proposals of a path.
@@ -131,12 +157,7 @@ def update_leader(
     x = pose[0] + REAR_AXLE_TO_CENTER_M * np.cos(pose[2])
     y = pose[1] + REAR_AXLE_TO_CENTER_M * np.sin(pose[2])
     ego = box_corners(x, y, pose[2], EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M)
-    nearest, distance = -1, np.inf
-    for n in range(len(inside)):
-        if inside[n] and progress[n] > position:
-            apart = polygon_distance(ego, shapes.vertices[sample, shapes.offsets[n] : shapes.offsets[n + 1]])
-            if apart < distance:
-                nearest, distance = n, apart
+    nearest, distance = _nearest(ego, position, shapes, sample, inside, progress)
     if nearest < 0:
         leader[0], leader[2] = path_length, EGO_HALF_LENGTH_M
         return

@@ -132,6 +132,25 @@ def test_the_frame_of_the_world_plays_no_part() -> None:
     np.testing.assert_allclose(to_ego_frame(there.trajectory, np.array(origin)), here.trajectory, atol=1e-7)
 
 
+@pytest.mark.parametrize("speed", [8.0, -1.0])
+def test_proposals_start_with_the_signed_longitudinal_speed(speed: float) -> None:
+    scene = straight_road(ego_speed=speed)
+    ego = scene.ego_init.copy()
+    ego[4] = 3.0  # a sideways velocity plays no part
+    plan = plan_pdm_closed(replace(scene, ego_init=ego), version="v1")
+    np.testing.assert_array_equal(plan.idm[:, 0, 1], speed)
+
+
+def test_an_ego_beside_the_road_is_steered_back_and_the_plan_starts_on_the_path() -> None:
+    scene = straight_road()
+    ego = scene.ego_init.copy()
+    ego[1] = 0.7
+    plan = plan_pdm_closed(replace(scene, ego_init=ego), version="v2")
+    np.testing.assert_allclose(plan.proposals[::5, 0, 1], [0.0, -1.0, 1.0], atol=1e-12)
+    assert plan.best == 4
+    np.testing.assert_allclose(plan.trajectory[:, 1], 0.0, atol=1e-12)
+
+
 def test_an_unknown_limit_means_15_mps() -> None:
     unknown = plan_pdm_closed(straight_road(speed_limit=float("nan")), version="v1")
     fifteen = plan_pdm_closed(straight_road(speed_limit=15.0), version="v1")

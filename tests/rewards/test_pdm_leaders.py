@@ -105,3 +105,15 @@ def test_the_end_of_the_path_is_an_obstacle_that_leaves_the_speed_alone() -> Non
 def test_an_overlap_on_the_way_is_a_distance_of_zero() -> None:
     around = surroundings(straight_road([agent(20.0)]))
     assert leader_of(around, EGO + 16.0)[0] == pytest.approx(EGO + 16.0)
+
+
+def test_of_two_overlaps_the_first_in_the_index_leads() -> None:
+    # Few shapes stand in one node, listed by their middle's y in the world: the right one (y = -0.5) is the first; with
+    # the world turned by half a circle the left one.
+    left, right = (agent(20.0, y, velocity=(speed, 0.0), size=(1.0, 0.8)) for y, speed in ((0.5, 2.0), (-0.5, 1.0)))
+    for people in ([left, right], [right, left]):
+        assert leader_of(surroundings(straight_road(people)), EGO + 17.0)[1] == pytest.approx(1.0)
+    scene = straight_road([left, right], origin=(5.0, 7.0, np.pi))
+    shapes = build_forecast(scene).shapes
+    around = find_surroundings(build_paths(straight_road().centerline), shapes, 10.0)
+    assert leader_of(around, EGO + 17.0)[1] == pytest.approx(2.0)

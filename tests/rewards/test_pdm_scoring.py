@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -101,3 +103,17 @@ def test_v2_rates_lane_keeping() -> None:
     np.testing.assert_allclose(scores.total, [1.0, 12.0 / 14.0], atol=1e-12)
     v1 = score(straight_road(), np.concatenate([driving(10.0), driving(10.0, y=0.6)]), "v1")
     np.testing.assert_allclose(v1.total, [1.0, 1.0], atol=1e-12)
+
+
+def test_v2_multiplies_driving_direction_and_v1_does_not() -> None:
+    # No lane is on the route: more than 6 m in a second against it.
+    scene = replace(straight_road(), map_on_route=np.array([False, False]))
+    np.testing.assert_allclose(score(scene, driving(10.0), "v1").total, 1.0)
+    np.testing.assert_array_equal(score(scene, driving(10.0), "v2").total, 0.0)
+
+
+def test_v1_rates_comfort_and_v2_does_not() -> None:
+    states = driving(10.0)
+    states[..., 5] = 3.0  # above 2.4 m/s^2
+    np.testing.assert_allclose(score(straight_road(), states, "v1").total, 10.0 / 12.0, atol=1e-12)
+    np.testing.assert_allclose(score(straight_road(), states, "v2").total, 1.0, atol=1e-12)
