@@ -352,9 +352,19 @@ def merge(rng: np.random.Generator) -> World:
     ramp_path, main_path = (0, 1) if on else (1, 0)
     low, high = ways.gore - 25.0, ways.end + 5.0
     shift = main.nearest(ways.ramp.pose(ways.gore)[:2])[0] - ways.gore
-    blends = (Blend(ramp_path, main_path, low, high), Blend(main_path, ramp_path, low + shift, high + shift))
+    blends = [Blend(ramp_path, main_path, low, high)]
+    if not on or rng.random() < 0.35:
+        blends.append(Blend(main_path, ramp_path, low + shift, high + shift))
     driver = draw_driver(rng, limit)
     lateral, error = float(rng.uniform(-0.3, 0.3)), float(rng.uniform(-0.02, 0.02))
     return World(
-        ways.map, paths, tuple(actors[:20]), driver, speed, limit, lateral=lateral, heading_error=error, blends=blends
+        ways.map,
+        paths,
+        tuple(actors[:20]),
+        driver,
+        speed,
+        limit,
+        lateral=lateral,
+        heading_error=error,
+        blends=tuple(blends),
     )
