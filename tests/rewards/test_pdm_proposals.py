@@ -47,6 +47,14 @@ def test_braking_is_clipped_and_speed_may_turn_negative() -> None:
     assert speed < 0.0
 
 
+def test_a_leader_that_draws_away_fast_still_brakes() -> None:
+    # s* is not clamped at 0: v = 1, lead at 30 m/s: s* = 2.5 - 29 / (2 sqrt 4.5) = -4.3353, squared over a gap of 10 m.
+    wanted = 2.5 - 29.0 / (2.0 * np.sqrt(4.5))
+    speed = drive(0.0, 1.0, 10.0, np.array([10.0, 30.0, 0.0]))[1]
+    assert speed == pytest.approx(1.0 + 0.15 * (1.0 - 1e-10 - (wanted / 10.0) ** 2), abs=1e-14)
+    assert speed < 1.13
+
+
 def test_position_moves_with_the_old_speed() -> None:
     assert drive(5.0, 10.0, 10.0, np.zeros(3))[0] == pytest.approx(6.0)
 
