@@ -101,8 +101,8 @@ class Recording:
     """Closed rings."""
     route: tuple[int, ...]
     """Lanes of the navigation route."""
-    goal: int
-    """Last lane of the route that was reached; -1 if none was matched."""
+    logged_route: tuple[int, ...]
+    """The lanes of the route that the recording reaches."""
 
 
 def read_recording(path: Path) -> Recording:
@@ -159,7 +159,8 @@ def _recording(name: str, info: Mapping[str, Any], arrays: Mapping[str, NDArray[
     lanes = _lanes(arrays, lines)
     pose, velocity, valid = _tracks(arrays)
     route = tuple(int(lane) for lane in arrays["route_lane"] if lanes[int(lane)].for_vehicles)
-    logged = [int(lane) for lane in arrays["route_lane"][: int(arrays["route_lane_n_logged"])] if int(lane) in route]
+    reached = arrays["route_lane"][: int(arrays["route_lane_n_logged"])]
+    logged = tuple(int(lane) for lane in reached if int(lane) in route)
     return Recording(
         name=name,
         kind=_KINDS[info["dataset"]],
@@ -179,7 +180,7 @@ def _recording(name: str, info: Mapping[str, Any], arrays: Mapping[str, NDArray[
         edges=tuple(line for line in lines["edge"] if len(line) > 1),
         crosswalks=tuple(ring for ring in lines["crosswalk"] if len(ring) > 2),
         route=route,
-        goal=logged[-1] if logged else -1,
+        logged_route=logged,
     )
 
 

@@ -129,21 +129,20 @@ class RouteFinder:
         return [min(candidates, key=kink)] if candidates else []
 
     def _path(self, start: int) -> list[int]:
-        """Shortest way over successors on the route to the last lane reached; only the start if none leads there."""
-        goal, allowed = self.recording.goal, self._matched
-        queue: list[tuple[float, int, list[int]]] = [(0.0, start, [start])]
-        done: set[int] = set()
+        """Shortest way over successors on the route to the last lane reached, or to the last one that links allow."""
+        ways: dict[int, list[int]] = {}
+        queue: list[tuple[float, list[int]]] = [(0.0, [start])]
         while queue:
-            cost, lane, path = heapq.heappop(queue)
-            if lane == goal:
-                return path
-            if lane in done:
+            cost, way = heapq.heappop(queue)
+            lane = way[-1]
+            if lane in ways:
                 continue
-            done.add(lane)
+            ways[lane] = way
             for n in self._successors[lane]:
-                if n in allowed and n not in done:
-                    heapq.heappush(queue, (cost + self.shapes.center[n].length, n, [*path, n]))
-        return [start]
+                if n in self._matched and n not in ways:
+                    heapq.heappush(queue, (cost + self.shapes.center[n].length, [*way, n]))
+        logged = [n for n in self.recording.logged_route if n in ways]
+        return ways[logged[-1]] if logged else [start]
 
     def _extended(self, path: list[int], ego: Array) -> list[int]:
         """The path continued over the straightest successors until it reaches 400 m ahead or ends."""
