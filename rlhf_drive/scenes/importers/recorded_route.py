@@ -105,12 +105,12 @@ class RouteFinder:
         return bool(beside.mean() >= MIN_BESIDE - 1e-9)
 
     def _start(self, ego: Array) -> list[int]:
-        """The matched lane that holds the rear axle, or else the nearest one; behind it, what leads to the ego."""
+        """The matched lane that holds the rear axle, else the nearest on the route and what leads to it."""
         here = Point(ego[:2])
         holding = [n for n in self.recording.route if self.shapes.outline[n].contains(here)]
         if holding:
             return [min(holding, key=lambda n: self.shapes.center[n].distance(here))]
-        reach = {n: self.shapes.outline[n].distance(here) for n in self.recording.route}
+        reach = {n: self.shapes.outline[n].distance(here) for n in sorted(self._matched)}
         if not reach or min(reach.values()) > START_REACH_M:
             raise DataError(f"no lane of the route lies within {START_REACH_M:g} m of the ego")
         lane = min(reach, key=lambda n: reach[n])
