@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rlhf_drive.errors import DataError, UnknownNameError, did_you_mean
 from rlhf_drive.scenes.geometry import Array, Path, box_corners, boxes_overlap, points_in_polygon
-from rlhf_drive.scenes.model import REFERENCE_STEPS, MapLayer, Scene, SceneReference
+from rlhf_drive.scenes.model import REFERENCE_STEPS, MapLayer, Observation, Scene, SceneReference
 from rlhf_drive.scenes.observe import Past, observe
 from rlhf_drive.scenes.situations_following import curve, cut_in, lead_braking, stop_and_go
 from rlhf_drive.scenes.situations_junction import intersection_turn, merge, red_light, roundabout_entry
@@ -29,7 +29,7 @@ from rlhf_drive.scenes.traffic import Recording, simulate
 from rlhf_drive.scenes.trajectories import NUM_POSES, to_ego_frame, wrap_angle
 from rlhf_drive.scenes.world import EGO_SIZE, NOW, World
 
-__all__ = ["SITUATIONS", "SITUATION_KINDS", "generate_scenes"]
+__all__ = ["SITUATIONS", "SITUATION_KINDS", "generate_scenes", "observation_of"]
 
 SITUATIONS: Mapping[str, Callable[[np.random.Generator], World]] = MappingProxyType(
     {
@@ -100,15 +100,16 @@ def _scene(kind: str, seed: int, i: int) -> Scene:
     placed = _Placement(float(rng.uniform(-np.pi, np.pi)), rng.uniform(-4000.0, 4000.0, 2))
     t0_us = int(rng.integers(1_500_000_000, 1_700_000_000)) * 1_000_000 + int(rng.integers(0, 1_000_000))
     reference = _reference(world, recording, placed, t0_us)
-    past = Past(
-        recording.ego[list(PAST)],
-        recording.pose[list(PAST), 1:],
-        recording.velocity[list(PAST), 1:],
-        reference.agent_size,
-        reference.agent_type,
-    )
-    observation = observe(world.map, past, world.red[:, NOW], world.paths[0])
+    observation = observation_of(world, recording)
     return Scene(name, kind, name, False, observation, reference)
+
+
+def observation_of(world: World, recording: Recording) -> Observation:
+    """What the ego sees at t=0; of the recording, only the steps `PAST` are read."""
+    rows = list(PAST)
+    kinds = np.array([int(a.type) for a in world.actors], dtype=np.int8)
+    past = Past(recording.ego[rows], recording.pose[rows, 1:], recording.velocity[rows, 1:], _sizes(world)[1:], kinds)
+    return observe(world.map, past, world.red[:, NOW], world.paths[0])
 
 
 @dataclass(frozen=True)

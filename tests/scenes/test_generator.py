@@ -13,9 +13,9 @@ from rewards.pdms import score_pdms
 from rewards.prepare import prepare_scene
 from rlhf_drive.errors import DataError, UnknownNameError
 from rlhf_drive.scenes import AgentType, Command, MapElement, MapLayer, Observation, Scene, to_ego_frame, to_world_frame
-from rlhf_drive.scenes.generator import PAST, SITUATION_KINDS, SITUATIONS, generate_scenes
+from rlhf_drive.scenes.generator import SITUATION_KINDS, SITUATIONS, generate_scenes, observation_of
 from rlhf_drive.scenes.geometry import box_corners, boxes_overlap, points_in_polygon
-from rlhf_drive.scenes.observe import Past, command_ahead, observe
+from rlhf_drive.scenes.observe import command_ahead
 from rlhf_drive.scenes.roads import bending_road
 from rlhf_drive.scenes.traffic import simulate
 from rlhf_drive.scenes.world import NOW, World
@@ -110,7 +110,8 @@ def test_states_are_bounded_and_consistent(scenes: list[Scene]) -> None:
 
 
 def test_agents_are_three_to_twenty_of_several_sorts(scenes: list[Scene]) -> None:
-    counts = [len(s.reference.agent_type) for s in scenes]
+    rng = np.random.default_rng(0)
+    counts = [len(draw(rng).actors) for draw in SITUATIONS.values() for _ in range(40)]
     assert 3 <= min(counts) <= max(counts) <= 20
     sorts = set(np.concatenate([s.reference.agent_type for s in scenes]).tolist())
     assert sorts == {int(t) for t in AgentType}
@@ -197,11 +198,7 @@ def test_command_follows_the_route() -> None:
 
 def seen_by(world: World) -> tuple[Observation, np.ndarray]:
     recording = simulate(world)
-    rows = list(PAST)
-    size = np.array([(a.length, a.width) for a in world.actors])
-    kind = np.array([int(a.type) for a in world.actors], dtype=np.int8)
-    past = Past(recording.ego[rows], recording.pose[rows, 1:], recording.velocity[rows, 1:], size, kind)
-    return observe(world.map, past, world.red[:, NOW], world.paths[0]), recording.ego
+    return observation_of(world, recording), recording.ego
 
 
 @pytest.mark.parametrize("kind", SITUATION_KINDS)

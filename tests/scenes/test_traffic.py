@@ -90,6 +90,7 @@ def test_ego_slows_for_somebody_who_is_drifting_into_its_lane() -> None:
     comes = dataclasses.replace(stays, shift=(-0.5, 24.0, 0.0))
     free, cut = simulate(street((stays,))), simulate(street((comes,)))
     assert free.ego[-1, 3] > cut.ego[-1, 3] + 2.0
+    assert np.abs(np.diff(cut.ego[1:, 5])).max() == pytest.approx(0.7)  # 7 m/s³ for 0.1 s
     assert gap_to(cut.pose, 1, 0, 0.5 * (5.176 + 4.7))[-1] > 3.0
 
 
@@ -111,6 +112,8 @@ def test_yield_waits_for_the_crossing_road_user_and_then_goes() -> None:
     rule = Yield(0, 20.0, (22.0, 26.0), 1, (-2.0, 2.0))
     waits = simulate(dataclasses.replace(world, paths=(*world.paths, crossing), actors=(walker,), yields=(rule,)))
     goes = simulate(world)
+    surprised = simulate(dataclasses.replace(world, paths=(*world.paths, crossing), actors=(walker,)))
+    assert waits.ego[NOW, 3] < surprised.ego[NOW, 3] - 1.0
     # the walker reaches the lane (s = -2) 2.7 s and leaves it (s = 2) 5.3 s after the start, t = 1.2 ... 3.8 s
     during = slice(NOW + 12, NOW + 38)
     assert (waits.pose[during, 0, 0] + 2.588).max() < 24.0 - 0.3
