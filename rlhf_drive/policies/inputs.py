@@ -18,6 +18,7 @@ __all__ = [
     "ROUTE_FEATURES",
     "ROUTE_PIECES",
     "ObservationBatch",
+    "anchor_path",
     "mirror_batch",
     "polyline_features",
     "stack_features",
@@ -30,10 +31,12 @@ ROUTE_PIECES = 5
 """Route tokens; each holds `ROUTE_PIECE_POINTS` points, 4 m apart: 100 m ahead."""
 ROUTE_PIECE_POINTS = 5
 EGO_FEATURES = H * 8 + len(Command) + 2
-AGENT_FEATURES = H * 8 + 2 + len(AgentType)
+AGENT_FEATURES = H * 8 + 6 + len(AgentType)
+OFFSET_DECAY_M = 15.0
+"""Along the anchor path the ego's offset from the route shrinks by 1/e over this distance."""
 ROUTE_FEATURES = ROUTE_PIECE_POINTS * 7
 POINT_FEATURES = 6
-ELEMENT_FEATURES = len(MapElement) + 3
+ELEMENT_FEATURES = len(MapElement) + 3 + 4
 
 # Mirrored features change sign where they are lateral; metres are scaled to order one, twice: coarse and fine.
 EGO_SCALE = np.array([20.0, 2.0, 0.5, 10.0, 1.0, 2.0, 2.0, 0.3], dtype=np.float32)
@@ -47,7 +50,9 @@ class ObservationBatch:
     ego: Tensor
     """``[S, EGO_FEATURES]`` past states, command, speed."""
     speed: Tensor
-    """``[S]`` m/s, unscaled: anchors the decoder at constant velocity."""
+    """``[S]`` m/s, unscaled."""
+    anchor: Tensor
+    """``[S, L]`` metres: the numbers that encode driving on along the route at the present speed."""
     route: Tensor
     """``[S, ROUTE_PIECES, ROUTE_FEATURES]`` pieces of the route ahead."""
     agents: Tensor
@@ -95,12 +100,15 @@ def _resample(xy: NDArray[np.floating], distances: NDArray[np.floating]) -> NDAr
     return np.asarray(inside + beyond, dtype=np.float64)
 
 
-def _route(observation: Observation) -> NDArray[np.float32]:
-    count = ROUTE_PIECES * ROUTE_PIECE_POINTS
-    xy = observation.route_xy
-    if len(xy) < 2:
-        return np.zeros((ROUTE_PIECES, ROUTE_FEATURES), dtype=np.float32)
-    points = _resample(xy, ROUTE_SPACING_M * np.arange(count + 1))
+def _route_points(observation: Observation) -> NDArray[np.float64]:
+    """``[R + 1, 2]`` the route every 4 m from its beginning; straight ahead if there is none."""
+    distances = ROUTE_SPACING_M * np.arange(ROUTE_PIECES * ROUTE_PIECE_POINTS + 1)
+    if len(observation.route_xy) < 2:
+        return np.stack([distances, np.zeros_like(distances)], axis=-1)
+    return _resample(observation.route_xy, distances)
+
+
+def _route(points: NDArray[np.float64]) -> NDArray[np.float32]:
     step = np.diff(points, axis=0)
     heading = np.arctan2(step[:, 1], step[:, 0])
     bend = np.diff(heading, prepend=0.0)
@@ -110,7 +118,36 @@ def _route(observation: Observation) -> NDArray[np.float32]:
     return np.stack(features, axis=-1).reshape(ROUTE_PIECES, -1).astype(np.float32)
 
 
-def _agents(observation: Observation, limit: int) -> NDArray[np.float32]:
+def _along_route(points: NDArray[np.float64], xy: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
+    """Arclength s and left offset d (m) of `xy` ``[n, 2]`` on the route, and the route's direction there ``[n, 2]``."""
+    start, step = points[:-1], np.diff(points, axis=0)
+    length = np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-6)
+    unit = step / length[:, None]
+    relative = np.asarray(xy, dtype=np.float64)[:, None] - start
+    along = np.einsum("nrc,rc->nr", relative, unit)
+    low = np.where(np.arange(len(start)) == 0, -np.inf, 0.0)
+    high = np.where(np.arange(len(start)) == len(start) - 1, np.inf, length)
+    along = np.clip(along, low, high)
+    gap = relative - along[..., None] * unit
+    nearest = np.hypot(gap[..., 0], gap[..., 1]).argmin(axis=1)
+    n = np.arange(len(relative))
+    left = unit[nearest][:, 0] * relative[n, nearest, 1] - unit[nearest][:, 1] * relative[n, nearest, 0]
+    return ROUTE_SPACING_M * nearest + along[n, nearest], left, unit[nearest]
+
+
+def anchor_path(observation: Observation, times_s: NDArray[np.floating]) -> NDArray[np.float64]:
+    """``[T, 2]`` where the ego would be at `times_s` at its present speed along the route, easing onto it."""
+    points = _route_points(observation)
+    s0, offset, _ = (v[0] for v in _along_route(points, np.zeros((1, 2))))
+    travelled = max(observation.speed_mps, 0.0) * times_s
+    path = _resample(points, np.maximum(s0 + travelled, 0.0))
+    ahead = _resample(points, np.maximum(s0 + travelled, 0.0) + 0.5) - path
+    normal = np.stack([-ahead[:, 1], ahead[:, 0]], axis=-1) / np.maximum(np.hypot(*ahead.T), 1e-6)[:, None]
+    shift = offset * np.exp(-travelled / OFFSET_DECAY_M)
+    return np.asarray(path + shift[:, None] * normal)
+
+
+def _agents(observation: Observation, route: NDArray[np.float64], limit: int) -> NDArray[np.float32]:
     now = observation.agents[:, -1, :2]
     # An agent ahead matters at a greater distance than one behind.
     nearest = np.argsort(np.hypot(now[:, 0] - 10.0, now[:, 1]), kind="stable")[:limit]
@@ -121,19 +158,25 @@ def _agents(observation: Observation, limit: int) -> NDArray[np.float32]:
     near = np.tanh(position / np.array([8.0, 3.0], dtype=np.float32))
     parts = np.concatenate([motion, np.cos(heading), np.sin(heading), near], axis=-1) * valid
     kind = np.eye(len(AgentType), dtype=np.float32)[observation.agents_type[nearest]]
-    return np.concatenate([parts.reshape(len(nearest), 8 * H), observation.agents_size[nearest] / 5.0, kind], axis=-1)
+    s, d, direction = _along_route(route, state[:, -1, :2])
+    velocity = state[:, -1, 3:]
+    forward = (velocity * direction).sum(axis=-1)
+    sideways = direction[:, 0] * velocity[:, 1] - direction[:, 1] * velocity[:, 0]
+    placed = np.stack([s / 30.0, forward / 10.0, np.tanh(d / 2.0), np.tanh(sideways / 2.0)], axis=-1)
+    size = observation.agents_size[nearest] / 5.0
+    return np.concatenate([parts.reshape(len(nearest), 8 * H), size, placed, kind], axis=-1, dtype=np.float32)
 
 
-def _lines(observation: Observation, limit: int, points: int) -> NDArray[np.float32]:
-    pieces, keys = [], []
+def _lines(observation: Observation, route: NDArray[np.float64], limit: int, points: int) -> NDArray[np.float32]:
+    pieces, keys, ends = [], [], []
     for m in range(len(observation.map_type)):
         xy = observation.map_xy[observation.map_offsets[m] : observation.map_offsets[m + 1]]
         if len(xy) < 2:
             continue
-        element = np.zeros(ELEMENT_FEATURES, dtype=np.float32)
+        element = np.zeros(ELEMENT_FEATURES - 4, dtype=np.float32)
         element[observation.map_type[m]] = 1.0
-        route, red = observation.map_on_route[m], observation.map_red[m]
-        element[-3:] = observation.map_speed_limit[m] / 15.0, route, red
+        on_route, red = observation.map_on_route[m], observation.map_red[m]
+        element[-3:] = observation.map_speed_limit[m] / 15.0, on_route, red
         length = float(np.hypot(*np.diff(xy, axis=0).T).sum())
         count = max(1, round(length / 25.0))
         line = _resample(xy, np.linspace(0.0, length, count * (points - 1) + 1))
@@ -144,23 +187,27 @@ def _lines(observation: Observation, limit: int, points: int) -> NDArray[np.floa
             x, y = piece[:, :1], piece[:, 1:]
             shape = np.concatenate([x / 50.0, y / 50.0, np.tanh(x / 10.0), np.tanh(y / 5.0), step], axis=-1)
             pieces.append(np.concatenate([shape.ravel(), element]))
-            keys.append(np.hypot(x - 15.0, y).min() - 20.0 * float(red) - 10.0 * float(route))
+            ends.append(piece[[0, -1]])
+            keys.append(np.hypot(x - 15.0, y).min() - 20.0 * float(red) - 10.0 * float(on_route))
     if not pieces:
         return np.zeros((0, polyline_features(points)), dtype=np.float32)
     nearest = np.argsort(keys, kind="stable")[:limit]
-    return np.stack([pieces[i] for i in nearest]).astype(np.float32)
+    s, d, _ = _along_route(route, np.concatenate([ends[i] for i in nearest]))
+    placed = np.stack([s / 30.0, np.tanh(d / 3.0)], axis=-1).reshape(len(nearest), 4)
+    return np.concatenate([np.stack([pieces[i] for i in nearest]), placed], axis=-1, dtype=np.float32)
 
 
 def tensorise(
     observation: Observation, *, max_agents: int, max_polylines: int, points_per_polyline: int
 ) -> dict[str, NDArray[np.float32]]:
-    """One observation as unpadded feature arrays, nearest agents and map pieces first: :class:`ObservationBatch`."""
+    """One observation as unpadded feature arrays, nearest agents and map pieces first; without the anchor."""
+    route = _route_points(observation)
     return {
         "ego": _ego(observation).astype(np.float32),
         "speed": np.array(observation.speed_mps, dtype=np.float32),
-        "route": _route(observation),
-        "agents": _agents(observation, max_agents),
-        "lines": _lines(observation, max_polylines, points_per_polyline),
+        "route": _route(route),
+        "agents": _agents(observation, route, max_agents),
+        "lines": _lines(observation, route, max_polylines, points_per_polyline),
     }
 
 
@@ -182,6 +229,7 @@ def stack_features(features: Sequence[dict[str, NDArray[np.float32]]]) -> Observ
     return ObservationBatch(
         ego=torch.from_numpy(np.stack([f["ego"] for f in features])),
         speed=torch.tensor([float(f["speed"]) for f in features], dtype=torch.float32),
+        anchor=torch.from_numpy(np.stack([f["anchor"] for f in features])),
         route=torch.from_numpy(np.stack([f["route"] for f in features])),
         agents=agents,
         agents_mask=agents_mask,
@@ -198,8 +246,11 @@ def _signs(batch: ObservationBatch) -> dict[str, Tensor]:
     return {
         "ego": torch.tensor(state * H + [1.0] * (EGO_FEATURES - 8 * H)),
         "route": torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0] * ROUTE_PIECE_POINTS),
-        "agents": torch.tensor(agent * H + [1.0] * (AGENT_FEATURES - 8 * H)),
-        "lines": torch.tensor([1.0, -1.0] * (POINT_FEATURES // 2 * points) + [1.0] * ELEMENT_FEATURES),
+        "anchor": torch.tensor([1.0, -1.0] * (batch.anchor.shape[-1] // 2)),
+        "agents": torch.tensor(agent * H + [1.0] * 4 + [-1.0] * 2 + [1.0] * len(AgentType)),
+        "lines": torch.tensor(
+            [1.0, -1.0] * (POINT_FEATURES // 2 * points) + [1.0] * (ELEMENT_FEATURES - 4) + [1.0, -1.0] * 2
+        ),
     }
 
 

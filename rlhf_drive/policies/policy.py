@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_drive.errors import ConfigError
-from rlhf_drive.policies.inputs import ObservationBatch, stack_features, tensorise
+from rlhf_drive.policies.inputs import ObservationBatch, anchor_path, stack_features, tensorise
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
@@ -62,8 +62,8 @@ class NumericHead(nn.Module):
     """Categorical over V numbers: a discretised Gaussian mixture around the anchor, plus a learned free term.
 
     ``logit_v = logsumexp_m(log w_m - (x_v - a - mu_m)^2 / (2 s_m^2) - log s_m) + h^T W e_v`` with numbers ``x_v`` in
-    metres and anchor ``a`` (constant velocity). The mixture carries the order of the numbers, so that few scenes
-    suffice; the free term, zero at first, makes the family as rich as a plain softmax.
+    metres and anchor ``a`` (driving on along the route at the present speed). The mixture carries the order of the
+    numbers, so that few scenes suffice; the free term, zero at first, makes the family as rich as a plain softmax.
     """
 
     COMPONENTS = 4
@@ -132,12 +132,15 @@ class Policy(nn.Module):
     def features(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
         """One observation as arrays; :meth:`batch` stacks them. Worth caching: it costs more than a forward pass."""
         a = self.architecture
-        return tensorise(
+        arrays = tensorise(
             observation,
             max_agents=a.max_agents,
             max_polylines=a.max_polylines,
             points_per_polyline=a.points_per_polyline,
         )
+        path = anchor_path(observation, POSE_DT_S * np.arange(1, self.tokenizer.num_poses + 1))
+        arrays["anchor"] = self.tokenizer.path_values(path[None])[0].astype(np.float32)
+        return arrays
 
     def batch(self, observations: Sequence[Observation]) -> ObservationBatch:
         """S observations as tensors on the policy's device."""
@@ -148,11 +151,7 @@ class Policy(nn.Module):
         batch = observations if isinstance(observations, ObservationBatch) else self.batch(observations)
         tokens, mask = self.encoder(batch)
         cached = [layer.scene(tokens) for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
-        step = POSE_DT_S * batch.speed[:, None].float()
-        poses = torch.ones(1, self.tokenizer.num_poses, device=step.device)
-        x = step * (poses.cumsum(dim=1) if self.tokenizer.encoding == "waypoints" else poses)
-        anchor = torch.stack([x, torch.zeros_like(x)], dim=-1).flatten(1)
-        return SceneContext(tuple(k for k, _ in cached), tuple(v for _, v in cached), mask, tokens[:, 0], anchor)
+        return SceneContext(tuple(k for k, _ in cached), tuple(v for _, v in cached), mask, tokens[:, 0], batch.anchor)
 
     def action_logits(self, state: Tensor, time: Tensor, context: SceneContext, where: Tensor) -> Tensor:
         """See :meth:`~rlhf_drive.policies.process.Denoiser.action_logits`; a masked state tells its own time."""

@@ -108,7 +108,7 @@ class TrajectoryTokenizer:
             raise DataError(f"Plans to encode must be finite [N, {self.num_poses}, 3]; got shape {plans.shape}.")
         if self.encoding == "waypoints":
             return self.quantise(plans[:, :, :2].reshape(len(plans), -1))
-        return self._walk(plans[:, :, :2], None)[0]
+        return self.quantise(self._walk(plans[:, :, :2], None)[0])
 
     def decode(self, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
         """Plans ``[N, T, 3]`` (m, rad) of tokens ``[N, L]``; DataError if a token lies outside ``0 … V-1``."""
@@ -130,15 +130,20 @@ class TrajectoryTokenizer:
         mirrored[:, 1::2] = ((value - self.low) / self.step).round().long().clamp(0, self.vocab_size - 1)
         return mirrored
 
+    def path_values(self, xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """``[N, L]`` the exact numbers (m), not rounded to tokens, that encode paths ``[N, T, 2]``."""
+        path = np.asarray(xy, dtype=np.float64)
+        if self.encoding == "waypoints":
+            return path.reshape(len(path), -1)
+        return self._walk(path, None, rounded=False)[0]
+
     def _walk(
-        self, target: NDArray[np.float64] | None, values: NDArray[np.float64] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Step along the path in the travel frame: encode towards `target` or decode `values`; (tokens, positions)."""
-        given = target if target is not None else values
-        assert given is not None
-        n = len(given)
+        self, target: NDArray[np.float64] | None, given: NDArray[np.float64] | None, *, rounded: bool = True
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Step along the path in the travel frame, towards `target` or by `given` numbers; (numbers, positions)."""
+        n = len(target if given is None else given)  # type: ignore[arg-type]
         position, heading = np.zeros((n, 2)), np.zeros(n)
-        tokens = np.zeros((n, self.num_poses, 2), dtype=np.int64)
+        numbers = np.zeros((n, self.num_poses, 2))
         path = np.zeros((n, self.num_poses, 2))
         for k in range(self.num_poses):
             cos, sin = np.cos(heading), np.sin(heading)
@@ -147,13 +152,12 @@ class TrajectoryTokenizer:
                 local = np.stack(
                     [cos * delta[:, 0] + sin * delta[:, 1], cos * delta[:, 1] - sin * delta[:, 0]], axis=-1
                 )
-                tokens[:, k] = self.quantise(local)
-                local = self.values(tokens[:, k])
-            else:
-                local = given[:, k]
-            dx, dy = local[:, 0], local[:, 1]
+                numbers[:, k] = self.values(self.quantise(local)) if rounded else local
+            elif given is not None:
+                numbers[:, k] = given[:, k]
+            dx, dy = numbers[:, k, 0], numbers[:, k, 1]
             position = position + np.stack([cos * dx - sin * dy, sin * dx + cos * dy], axis=-1)
             path[:, k] = position
             moves = (np.hypot(dx, dy) >= MIN_STEP_M) & (dx > 0)
             heading = np.where(moves, heading + np.arctan2(dy, dx), heading)
-        return tokens.reshape(n, -1), path
+        return numbers.reshape(n, -1), path

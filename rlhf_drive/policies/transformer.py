@@ -38,7 +38,7 @@ class SceneContext:
     summary: Tensor
     """``[S, d]`` the scene's global token."""
     anchor: Tensor
-    """``[S, L]`` metres: the numbers that encode constant velocity."""
+    """``[S, L]`` metres: the numbers that encode driving on along the route at the present speed."""
 
     def __len__(self) -> int:
         return int(self.summary.shape[0])
@@ -151,8 +151,8 @@ class DecoderLayer(nn.Module):
 
 
 class TrajectoryDecoder(nn.Module):
-    """Plan tokens to hidden states. Tokens are embedded by their numeric value relative to the constant-velocity plan,
-    with a learned table on top, so that neighbouring numbers start as neighbours."""
+    """Plan tokens to hidden states. Tokens are embedded by their numeric value, also relative to the
+    anchor plan, with a learned table on top, so that neighbouring numbers start as neighbours."""
 
     WAVELENGTHS_M = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 

@@ -12,7 +12,7 @@ import torch
 
 from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy, masked, save_policy
-from rlhf_drive.policies.inputs import mirror_batch, stack_features
+from rlhf_drive.policies.inputs import anchor_path, mirror_batch, stack_features
 from rlhf_drive.scenes import Command, Observation
 
 ARCHITECTURE = Architecture(
@@ -99,7 +99,7 @@ def test_bidirectional_decoder_sees_tokens_on_both_sides(policy: Policy) -> None
     assert (logits[2] - logits[0]).abs().max() > 1e-4
 
 
-def test_untrained_head_centres_on_constant_velocity() -> None:
+def test_untrained_head_centres_on_driving_on_along_the_route() -> None:
     torch.manual_seed(0)
     fresh = Policy(ARCHITECTURE, TrajectoryTokenizer("waypoints", -5.0, 60.0, 0.1)).eval()
     scene = observation(0)
@@ -107,9 +107,21 @@ def test_untrained_head_centres_on_constant_velocity() -> None:
         torch.full((1, 16), fresh.vocab_size), torch.zeros(1), fresh.encode([scene]), torch.ones(1, 16).bool()
     )
     mean = (logits.softmax(dim=-1) * fresh.values[:-1]).sum(dim=-1).view(8, 2)
+    # The route is y = 0.001 x^2, starts at the ego, and is nearly as long as x.
     expected = 0.5 * scene.speed_mps * np.arange(1, 9)
     assert mean[:, 0].tolist() == pytest.approx(expected, abs=0.5)
-    assert mean[:, 1].abs().max() < 0.5
+    assert mean[:, 1].tolist() == pytest.approx(0.001 * expected**2, abs=0.2)
+
+
+def test_anchor_eases_onto_the_route_at_the_present_speed() -> None:
+    base = observation(0)
+    straight = np.stack([np.arange(-5.0, 95.0, 5.0), np.full(20, 2.0)], axis=-1)
+    scene = replace(base, route_xy=straight)
+    path = anchor_path(scene, np.array([0.0, 1.0, 3.0]))
+    distance = scene.speed_mps * np.array([0.0, 1.0, 3.0])
+    # The ego starts 2 m right of the route; that offset shrinks by exp(-distance / 15 m).
+    assert path[:, 0] == pytest.approx(distance, abs=1e-6)
+    assert path[:, 1] == pytest.approx(2.0 - 2.0 * np.exp(-distance / 15.0), abs=1e-6)
 
 
 def test_mirroring_twice_is_the_identity_and_swaps_the_command(policy: Policy) -> None:
