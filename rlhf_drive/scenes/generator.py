@@ -18,7 +18,8 @@ from rlhf_drive.scenes.geometry import Array, Path, box_corners, boxes_overlap, 
 from rlhf_drive.scenes.model import REFERENCE_STEPS, MapLayer, Observation, Scene, SceneReference
 from rlhf_drive.scenes.observe import Past, observe
 from rlhf_drive.scenes.situations_following import curve, cut_in, lead_braking, stop_and_go
-from rlhf_drive.scenes.situations_junction import intersection_turn, merge, red_light, roundabout_entry
+from rlhf_drive.scenes.situations_junction import intersection_turn, red_light, roundabout_entry
+from rlhf_drive.scenes.situations_merging import merge
 from rlhf_drive.scenes.situations_passing import (
     oncoming_narrow,
     parked_cars,

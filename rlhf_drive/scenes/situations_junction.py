@@ -1,4 +1,4 @@
-"""Situations at junctions: turning through cross traffic, traffic lights, roundabouts, on-ramps."""
+"""Situations at junctions: turning through cross traffic, traffic lights, roundabouts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from rlhf_drive.scenes.geometry import Path, contact_zone, path_from_points
-from rlhf_drive.scenes.junctions import Junction, crossroads, on_ramp, roundabout
-from rlhf_drive.scenes.roads import CrossSection, bending_road
+from rlhf_drive.scenes.junctions import Junction, crossroads, roundabout
+from rlhf_drive.scenes.roads import CrossSection
 from rlhf_drive.scenes.situations import LIMITS_MPS, bystander, draw_driver, lane_traffic, pedestrian, vehicle
-from rlhf_drive.scenes.world import STEPS, Actor, Blend, Driver, StopLine, World, Yield
+from rlhf_drive.scenes.world import STEPS, Actor, Driver, StopLine, World, Yield
 
-__all__ = ["intersection_turn", "merge", "red_light", "roundabout_entry"]
+__all__ = ["intersection_turn", "red_light", "roundabout_entry"]
 
 EGO, CROSS, ALWAYS = 0, 1, 2
 """Light groups: the ego's axis, the crossing one, and a line that never opens."""
@@ -311,60 +311,3 @@ def roundabout_entry(rng: np.random.Generator) -> World:
             draft.add([vehicle(rng, draft.way(a, (a + 1) % arms), -float(rng.uniform(25.0, 60.0)), pace, pace)])
     red = np.zeros((3, STEPS), dtype=bool)
     return _finish(rng, draft, limit, speed, red, driver)
-
-
-def merge(rng: np.random.Generator) -> World:
-    """An on-ramp: the ego finds its gap in the main lane, or somebody comes in before or behind the ego."""
-    limit = float(LIMITS_MPS[int(rng.integers(2, 5))])
-    lanes, on = int(rng.integers(1, 4)), rng.random() < 0.6
-    section = CrossSection(lanes, 0, float(rng.uniform(3.4, 3.75)), float(rng.uniform(0.3, 0.6)))
-    bends = (
-        [] if rng.random() < 0.4 else [(-40.0, 90.0, float(rng.choice([-1.0, 1.0])) * float(rng.uniform(180.0, 500.0)))]
-    )
-    reference = bending_road(bends, -140.0, 210.0)
-    begin = float(rng.uniform(-50.0, -15.0))
-    end = begin + float(rng.uniform(75.0, 105.0))
-    ways = on_ramp(
-        reference, section, begin=begin, end=end, apart=float(rng.uniform(8.0, 12.0)), limit=limit, ego_on_ramp=on
-    )
-    main = ways.main[-1]
-    paths = (ways.ramp, main, *ways.main[:-1]) if on else (main, ways.ramp, *ways.main[:-1])
-    speed = limit * float(rng.uniform(0.55, 0.9))
-    pace = limit * float(rng.uniform(0.6, 0.95))
-    if on:
-        meet = 0.5 * (ways.gore + ways.end)
-        beside = (
-            main.nearest(ways.ramp.pose(meet)[:2])[0] - pace * (meet / speed + 1.5) + float(rng.uniform(-10.0, 8.0))
-        )
-        actors = [vehicle(rng, 1, beside, pace, pace * 1.1)] if rng.random() < 0.75 else []
-        keep_out = (beside - 14.0, beside + 14.0)
-        actors += lane_traffic(rng, 1, (-65.0, 70.0), pace, most=4, gaps=(10.0, 40.0), keep_out=keep_out)
-    else:
-        actors = lane_traffic(rng, 1, (-1.5 * pace - 18.0, -1.5 * pace + 26.0), pace, most=2, gaps=(9.0, 20.0))
-        actors.append(vehicle(rng, 0, -1.5 * speed - 8.0 - 1.2 * speed, speed, speed * 1.1))
-    if rng.random() < 0.4:
-        actors.append(vehicle(rng, 0, -1.5 * speed + NOSE + 6.0 + speed * float(rng.uniform(1.2, 2.4)), speed, limit))
-    for index in range(2, len(paths)):
-        actors += lane_traffic(rng, index, (-50.0, 70.0), pace * 1.05, most=3)
-    edge = -0.5 * section.lane_width - section.shoulder if on else -section.right_edge
-    while len(actors) < 3:
-        actors.append(bystander(rng, 0, (-30.0, 10.0), edge + float(rng.uniform(1.5, 3.0)) * (-1.0 if on else 1.0)))
-    ramp_path, main_path = (0, 1) if on else (1, 0)
-    low, high = ways.gore - 25.0, ways.end + 5.0
-    shift = main.nearest(ways.ramp.pose(ways.gore)[:2])[0] - ways.gore
-    blends = [Blend(ramp_path, main_path, low, high)]
-    if not on or rng.random() < 0.35:
-        blends.append(Blend(main_path, ramp_path, low + shift, high + shift))
-    driver = draw_driver(rng, limit)
-    lateral, error = float(rng.uniform(-0.3, 0.3)), float(rng.uniform(-0.02, 0.02))
-    return World(
-        ways.map,
-        paths,
-        tuple(actors[:20]),
-        driver,
-        speed,
-        limit,
-        lateral=lateral,
-        heading_error=error,
-        blends=tuple(blends),
-    )
