@@ -21,7 +21,7 @@ TIME = 0.1 * np.arange(STEPS)
 
 # Two lanes east (0-2-4 and 1-3-5), a cross street (6), a bicycle lane (7) and a lane beyond it (8), a left turn (9).
 ARC = np.linspace(-np.pi / 2, 0.0, 16)
-CENTERS = [
+CENTERS: list[Any] = [
     [[0, 0], [120, 0]],
     [[0, 3.5], [120, 3.5]],
     [[120, 0], [150, 0]],
@@ -262,6 +262,15 @@ def test_observation_shows_the_street_as_it_is_now(scene: Scene) -> None:
     assert np.hypot(*seen.map_xy.T).max() <= 80.0
     np.testing.assert_allclose(seen.route_xy[[0, -1]], [[0, 0], [100, 0]], atol=1e-4)
     assert seen.command == Command.STRAIGHT
+
+
+def test_agent_lost_now_is_not_seen_though_it_comes_back(tmp_path: Path) -> None:
+    arrays = _agents()
+    arrays["agents_valid"][0] = True
+    arrays["agents_valid"][0, START - 1 : START + 3] = False
+    scene = _scene(_write(tmp_path, **arrays))
+    assert len(scene.observation.agents) == 2
+    assert scene.reference.agent_valid[0].all()
 
 
 def test_command_follows_the_route_not_the_path_driven(tmp_path: Path) -> None:

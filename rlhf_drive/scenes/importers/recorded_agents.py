@@ -35,8 +35,6 @@ class Tracks:
     """``[N, T]`` after filling gaps."""
     seen: NDArray[np.bool_]
     """``[N, T]`` as recorded."""
-    next_seen: NDArray[np.int64]
-    """``[N, T]`` first sample from t on at which the agent was recorded; T if none."""
     held: Array
     """``[N, 5]`` resting state of parked vehicles, judged over the whole recording; NaN for all others."""
     vehicle: NDArray[np.bool_]
@@ -46,9 +44,8 @@ class Tracks:
 def fill_tracks(recording: Recording) -> Tracks:
     """Interpolate gaps of up to 1 s, and find out who is parked."""
     raw = np.concatenate([recording.agent_pose, recording.agent_velocity], axis=-1)
-    seen, steps = recording.agent_valid, np.arange(raw.shape[1])
+    seen = recording.agent_valid
     state, valid = raw.copy(), seen.copy()
-    next_seen = np.full(seen.shape, raw.shape[1], dtype=np.int64)
     for n in range(len(raw)):
         index = np.flatnonzero(seen[n])
         if not len(index):
@@ -59,10 +56,8 @@ def fill_tracks(recording: Recording) -> Tracks:
         filled = np.flatnonzero(valid[n] & ~seen[n])
         for column in range(5):
             state[n, filled, column] = np.interp(filled, index, state[n, index, column])
-        place = np.searchsorted(index, steps)
-        next_seen[n] = np.append(index, raw.shape[1])[place]
     vehicle = recording.agent_type == AgentType.VEHICLE
-    return Tracks(state, valid, seen, next_seen, _resting_states(state, seen, vehicle), vehicle)
+    return Tracks(state, valid, seen, _resting_states(state, seen, vehicle), vehicle)
 
 
 def _resting_states(state: Array, seen: NDArray[np.bool_], vehicle: NDArray[np.bool_]) -> Array:
@@ -104,7 +99,8 @@ def future_agents(
 def seen_agents(tracks: Tracks, start: int, ego: Array) -> tuple[NDArray[np.int64], Array, NDArray[np.bool_]]:
     """Agents in sight at `start`, with their states at the four past times in the frame of `ego` ``[3]``.
 
-    Whether a vehicle is parked, and what fills a gap, is judged by samples up to `start` alone.
+    Who counts was recorded at `start` itself, so gaps before it are filled from samples up to `start` alone; so is
+    judged whether a vehicle is parked.
 
     Returns:
         Their numbers ``[A]``, states ``[A, 4, 5]`` (zero where not valid), validity ``[A, 4]``.
@@ -115,8 +111,7 @@ def seen_agents(tracks: Tracks, start: int, ego: Array) -> tuple[NDArray[np.int6
     past = slice(0, start + 1)
     held = _resting_states(tracks.state[who, past], tracks.seen[who, past], tracks.vehicle[who])
     times = start + _HISTORY_STEPS
-    known = tracks.next_seen[who][:, times] <= start
-    valid = tracks.valid[who][:, times] & known
+    valid = tracks.valid[who][:, times]
     state = np.where(np.isfinite(held[:, :1])[:, None], held[:, None], tracks.state[who][:, times])
     cos, sin = np.cos(ego[2]), np.sin(ego[2])
     dx, dy, vx, vy = state[..., 0] - ego[0], state[..., 1] - ego[1], state[..., 3], state[..., 4]
