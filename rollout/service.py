@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from rlhf_drive.errors import ConfigError
-from rlhf_drive.policies import DecodeTrace, Decoding, Policy, masked
+from rlhf_drive.policies import DecodeTrace, Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene, Trajectories
 from rollout.carriers import Rollout
@@ -72,7 +72,7 @@ class LocalRolloutService:
             shape = (2, policy.tokenizer.length)
             uniforms = torch.from_numpy(row_uniforms(self.seed, step, names, num_generations, shape)).to(policy.device)
             traces.append(
-                masked.sample(policy, context, uniforms, decoding, seed=self.seed, weight_version=self.version)
+                policy.process.sample(policy, context, uniforms, decoding, seed=self.seed, weight_version=self.version)
             )
         policy.train(training)
         trace = DecodeTrace.concatenate(traces)

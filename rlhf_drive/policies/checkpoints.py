@@ -15,7 +15,7 @@ from rlhf_drive.errors import CheckpointError, RlhfDriveError
 from rlhf_drive.policies.policy import Architecture, Policy
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 
-__all__ = ["load_policy", "read_manifest", "replace_folder", "save_policy", "sha256"]
+__all__ = ["describe_difference", "load_policy", "read_manifest", "replace_folder", "save_policy", "sha256"]
 
 FORMAT = 1
 WEIGHTS = "policy.safetensors"
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from None
-    missing = {"format", "architecture", "tokenizer", "sha256"} - set(manifest)
+    missing = {"format", "architecture", "tokenizer", "process", "sha256"} - set(manifest)
     if missing or manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {manifest.get('format')!r} and lacks {sorted(missing)}; this version "
@@ -95,9 +95,10 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
     if sha256(weights_path) != manifest["sha256"]:
         raise CheckpointError(f"{weights_path} does not match the checksum in {MANIFEST}: truncated or altered.")
     try:
-        policy = Policy(Architecture(**manifest["architecture"]), TrajectoryTokenizer(**manifest["tokenizer"]))
+        architecture, tokenizer = Architecture(**manifest["architecture"]), TrajectoryTokenizer(**manifest["tokenizer"])
+        policy = Policy(architecture, tokenizer, manifest["process"]["name"])
         weights = load_file(weights_path)
-    except (TypeError, SafetensorError, RlhfDriveError) as error:
+    except (TypeError, KeyError, SafetensorError, RlhfDriveError) as error:
         raise CheckpointError(f"{folder} cannot be rebuilt: {error}") from error
     expected = policy.state_dict()
     differing = sorted(
@@ -110,3 +111,16 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
         )
     policy.load_state_dict(weights)
     return policy.to(device)
+
+
+def describe_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """The entries in which two policy descriptions differ, as text."""
+    parts = []
+    for section in sorted(set(a) | set(b)):
+        left, right = dict(a.get(section, {})), dict(b.get(section, {}))
+        parts += [
+            f"{section}.{key}: {left.get(key)} there, {right.get(key)} here"
+            for key in sorted(set(left) | set(right))
+            if left.get(key) != right.get(key)
+        ]
+    return "; ".join(parts)

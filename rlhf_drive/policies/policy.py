@@ -15,6 +15,7 @@ from torch.nn import functional
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.policies.inputs import ObservationBatch, anchor_path, stack_features, tensorise
 from rlhf_drive.policies.moe import RouterRecord
+from rlhf_drive.policies.processes import process_named
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
 from rlhf_drive.scenes import POSE_DT_S, Observation
@@ -99,16 +100,16 @@ class Policy(nn.Module):
     Example::
 
         context = policy.encode([scene.observation for scene in scenes])
-        trace = masked.sample(policy, context, uniforms, Decoding(8, "causal", 1.0, 0))
+        trace = policy.process.sample(policy, context, uniforms, Decoding(8, "causal", 1.0, 0))
         poses = policy.tokenizer.decode(trace.tokens.numpy())
     """
 
     values: Tensor
 
-    def __init__(self, architecture: Architecture, tokenizer: TrajectoryTokenizer) -> None:
+    def __init__(self, architecture: Architecture, tokenizer: TrajectoryTokenizer, process: str = "masked") -> None:
         super().__init__()
         a = architecture
-        self.architecture, self.tokenizer = architecture, tokenizer
+        self.architecture, self.tokenizer, self.process = architecture, tokenizer, process_named(process)
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(
             tokenizer.vocab_size, tokenizer.length, a.d_model, a.num_heads, a.decoder_layers, a.num_experts,
@@ -160,8 +161,9 @@ class Policy(nn.Module):
         return self.head(hidden[where], anchor[where], self.values[:-1])
 
     def describe(self) -> dict[str, dict[str, object]]:
-        """What rebuilds this policy: architecture and tokenizer as plain data."""
+        """What rebuilds this policy: architecture, tokenizer and process as plain data."""
         return {
             "architecture": dataclasses.asdict(self.architecture),
             "tokenizer": dataclasses.asdict(self.tokenizer),
+            "process": {"name": self.process.name},
         }

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from rewards.compose import RewardSpec, build_reward
 from rewards.service import LocalRewardService
 from rlhf_drive.config import CompareSection, Recipe, RewardSection, RlSection, RolloutSection
-from rlhf_drive.errors import ConfigError
+from rlhf_drive.errors import CheckpointError, ConfigError
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy
+from rlhf_drive.policies.checkpoints import describe_difference
 from rlhf_drive.training.sft import SftSettings
 from rlhf_drive.training.trainer import TrainerSettings
 
@@ -46,12 +47,17 @@ def build_accelerator(device: str) -> Accelerator:
 
 def build_policy(recipe: Recipe, device: torch.device) -> Policy:
     """A policy with fresh weights, drawn from `recipe.seed`; or the checkpoint that `recipe.sft.policy` names."""
-    if recipe.sft.policy:
-        return load_policy(Path(recipe.sft.policy), device=device)
     architecture = Architecture(**dataclasses.asdict(recipe.policy))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        policy = Policy(architecture, TrajectoryTokenizer(**dataclasses.asdict(recipe.tokenizer)))
+        tokenizer = TrajectoryTokenizer(**dataclasses.asdict(recipe.tokenizer))
+        policy = Policy(architecture, tokenizer, recipe.process.name)
+    if recipe.sft.policy:
+        start = load_policy(Path(recipe.sft.policy))
+        if start.describe() != policy.describe():
+            difference = describe_difference(start.describe(), policy.describe())
+            raise CheckpointError(f"sft.policy {recipe.sft.policy} does not fit the recipe: {difference}.")
+        policy = start
     return policy.to(device)
 
 

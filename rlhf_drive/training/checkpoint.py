@@ -13,7 +13,7 @@ import torch
 
 from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Policy, load_policy, save_policy
-from rlhf_drive.policies.checkpoints import replace_folder, sha256
+from rlhf_drive.policies.checkpoints import describe_difference, replace_folder, sha256
 
 __all__ = ["CheckpointStore", "TrainingState", "publish_policy"]
 
@@ -89,10 +89,8 @@ class CheckpointStore:
         state = self._read_state(folder)
         stored = load_policy(folder, device=policy.device)
         if stored.describe() != policy.describe():
-            raise CheckpointError(
-                f"{folder} holds another policy ({_difference(stored.describe(), policy.describe())}). Resume with the "
-                "recipe that wrote it."
-            )
+            difference = describe_difference(stored.describe(), policy.describe())
+            raise CheckpointError(f"{folder} holds another policy ({difference}). Resume with the recipe that wrote it.")
         if sha256(folder / TRAINER) != state["sha256"]:
             raise CheckpointError(f"{folder / TRAINER} does not match its checksum: truncated or altered.")
         # weights_only: tensors and plain containers, never a class of somebody's choosing.
@@ -112,16 +110,3 @@ class CheckpointStore:
                 f"{path} cannot be read ({error}); remove {folder} to resume from the checkpoint before it."
             ) from None
         return dict(state)
-
-
-def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """The entries in which two policy descriptions differ, as text."""
-    parts = []
-    for section in sorted(set(a) | set(b)):
-        left, right = dict(a.get(section, {})), dict(b.get(section, {}))
-        parts += [
-            f"{section}.{key}: {left.get(key)} there, {right.get(key)} here"
-            for key in sorted(set(left) | set(right))
-            if left.get(key) != right.get(key)
-        ]
-    return "; ".join(parts)

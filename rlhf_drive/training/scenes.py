@@ -161,7 +161,7 @@ def build_scenes(
     workers = min(len(jobs), workers or len(os.sched_getaffinity(0)))
     tally = _Tally()
     splits: dict[str, str] = {}
-    info: dict[str, object] = {"source": section.source, "seed": section.seed}
+    info: dict[str, object] = _origin(section)
     write_scenes(folder, _kept(section, jobs, workers, tally, splits, info, on_progress), split_of=splits, info=info)
     return SceneStore.open(folder)
 
@@ -201,6 +201,15 @@ def _kept(
     info["pdms"] = {name: round(float(np.mean(values)), 4) for name, values in tally.pdms.items()}
 
 
+def _origin(section: ScenesSection) -> dict[str, object]:
+    """What decides a store's content, as JSON data."""
+    origin: dict[str, object] = {"source": section.source, "seed": section.seed}
+    origin |= {"heldout_fraction": section.heldout_fraction, "min_human_pdms": section.min_human_pdms}
+    if section.source == "generate":
+        return origin | {"count": section.count, "wanted_kinds": list(section.kinds)}
+    return origin | {"starts": section.starts}
+
+
 def open_scenes(section: ScenesSection, run_dir: Path, *, on_progress: Progress | None = None) -> SceneStore:
     """The store of a recipe: opened if it is there, made otherwise.
 
@@ -210,6 +219,16 @@ def open_scenes(section: ScenesSection, run_dir: Path, *, on_progress: Progress 
     folder = Path(section.store) if section.store else run_dir / "scenes"
     if section.source == "store" and not section.store:
         raise ConfigError("scenes.source is 'store': scenes.store must name the folder of a scene store.")
-    if section.source == "store" or (folder / "scenes.json").exists():
+    if section.source == "store":
         return SceneStore.open(folder)
+    if (folder / "scenes.json").exists():
+        store = SceneStore.open(folder)
+        wanted = _origin(section)
+        differing = [f"{k}: {store.info.get(k)} there, {v} here" for k, v in wanted.items() if store.info.get(k) != v]
+        if differing:
+            raise ConfigError(
+                f"The scene store {folder} was made otherwise ({'; '.join(differing)}). Give another scenes.store, or "
+                "scenes.source=store to take it as it is."
+            )
+        return store
     return build_scenes(section, folder, on_progress=on_progress)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf_drive.errors import TrainingError
-from rlhf_drive.policies import Policy, masked
+from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.policies.moe import RouterRecord
@@ -91,7 +91,7 @@ def heldout_loss(policy: Policy, scenes: Sequence[Scene], features: FeatureCache
         context = policy.encode(features.batch(policy, part))
         generator = torch.Generator(device=policy.device).manual_seed(start)
         rows = _targets(policy, part).to(policy.device).repeat_interleave(4, dim=0)
-        total += float(masked.sft_loss(policy, rows, context, mask_order, generator).sum()) / 4
+        total += float(policy.process.sft_loss(policy, rows, context, mask_order, generator).sum()) / 4
     return total / len(scenes)
 
 
@@ -193,7 +193,7 @@ def _sft_step(
     context = policy.encode(batch)
     # Several masks a scene: the scene is encoded once, so further decode states are cheap.
     rows = tokens.repeat_interleave(2, dim=0)
-    nll = masked.sft_loss(policy, rows, context, settings.mask_order, generator).mean()
+    nll = policy.process.sft_loss(policy, rows, context, settings.mask_order, generator).mean()
     balance, z = policy.record.balance_loss(), policy.record.z_loss()
     loss = nll + settings.load_balance_coef * balance + settings.router_z_coef * z
     if not torch.isfinite(loss):
