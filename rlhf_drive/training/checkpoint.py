@@ -90,7 +90,7 @@ class CheckpointStore:
         stored = load_policy(folder, device=policy.device)
         if stored.describe() != policy.describe():
             difference = describe_difference(stored.describe(), policy.describe())
-            raise CheckpointError(f"{folder} holds another policy ({difference}). Resume with the recipe that wrote it.")
+            raise CheckpointError(f"{folder} holds another policy ({difference}). Resume with its own recipe.")
         if sha256(folder / TRAINER) != state["sha256"]:
             raise CheckpointError(f"{folder / TRAINER} does not match its checksum: truncated or altered.")
         # weights_only: tensors and plain containers, never a class of somebody's choosing.
