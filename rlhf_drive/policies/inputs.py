@@ -10,15 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlhf_drive.policies.route import ROUTE_PIECE_POINTS, ROUTE_PIECES, along_route, resample, route_points
 from rlhf_drive.scenes import HISTORY_TIMES_S, AgentType, Command, MapElement, Observation
 
 __all__ = [
     "AGENT_FEATURES",
     "EGO_FEATURES",
     "ROUTE_FEATURES",
-    "ROUTE_PIECES",
     "ObservationBatch",
-    "anchor_path",
     "mirror_batch",
     "polyline_features",
     "stack_features",
@@ -26,14 +25,13 @@ __all__ = [
 ]
 
 H = len(HISTORY_TIMES_S)
-ROUTE_SPACING_M = 4.0
-ROUTE_PIECES = 5
-"""Route tokens; each holds `ROUTE_PIECE_POINTS` points, 4 m apart: 100 m ahead."""
-ROUTE_PIECE_POINTS = 5
-EGO_FEATURES = H * 8 + len(Command) + 2
+LEADERS = 2
+"""Agents on the route ahead that are put beside the ego's own state."""
+LEADER_FEATURES = 5
+EGO_FEATURES = H * 8 + len(Command) + 2 + LEADERS * LEADER_FEATURES + 2
 AGENT_FEATURES = H * 8 + 6 + len(AgentType)
-OFFSET_DECAY_M = 15.0
-"""Along the anchor path the ego's offset from the route shrinks by 1/e over this distance."""
+CORRIDOR_HALF_WIDTH_M = 1.6
+"""An agent or red lane whose middle is within this of the route, beyond its own half width, is in the way."""
 ROUTE_FEATURES = ROUTE_PIECE_POINTS * 7
 POINT_FEATURES = 6
 ELEMENT_FEATURES = len(MapElement) + 3 + 4
@@ -48,7 +46,7 @@ class ObservationBatch:
     """S observations as padded float32 tensors, order-one scaled, in the ego frame."""
 
     ego: Tensor
-    """``[S, EGO_FEATURES]`` past states, command, speed."""
+    """``[S, EGO_FEATURES]`` past states, command, speed, and what is in the way on the route ahead."""
     speed: Tensor
     """``[S]`` m/s, unscaled."""
     anchor: Tensor
@@ -77,35 +75,37 @@ def polyline_features(points: int) -> int:
     return points * POINT_FEATURES + ELEMENT_FEATURES
 
 
-def _ego(observation: Observation) -> NDArray[np.float32]:
+def _ego(observation: Observation, route: NDArray[np.float64]) -> NDArray[np.float32]:
     command = np.eye(len(Command), dtype=np.float32)[observation.command]
     speed = observation.speed_mps
-    return np.concatenate(
-        [(observation.ego_history / EGO_SCALE).ravel(), command, [speed / 20.0, min(speed, 2.0) / 2.0]]
-    )
+    past = (observation.ego_history / EGO_SCALE).ravel()
+    pace = [speed / 20.0, min(speed, 2.0) / 2.0]
+    return np.concatenate([past, command, pace, _leaders(observation, route), _red(observation, route)])
 
 
-def _resample(xy: NDArray[np.floating], distances: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Points of a polyline at given arclengths, continued straight beyond its end. ``[len(distances), 2]``."""
-    segment = np.diff(xy, axis=0)
-    length = np.hypot(segment[:, 0], segment[:, 1])
-    keep = np.concatenate([[True], length > 1e-6])
-    xy = np.asarray(xy[keep], dtype=np.float64)
-    if len(xy) < 2:
-        return np.repeat(xy[:1], len(distances), axis=0)
-    arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(xy, axis=0).T))])
-    end = (xy[-1] - xy[-2]) / (arc[-1] - arc[-2])
-    beyond = np.maximum(distances - arc[-1], 0.0)[:, None] * end
-    inside = np.stack([np.interp(distances, arc, xy[:, 0]), np.interp(distances, arc, xy[:, 1])], axis=-1)
-    return np.asarray(inside + beyond, dtype=np.float64)
+def _leaders(observation: Observation, route: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest agents in the way, nearest first: present, distance, speed along the route, offset, static."""
+    found = np.zeros((LEADERS, LEADER_FEATURES))
+    if len(observation.agents):
+        now = observation.agents[:, -1]
+        s, d, direction = along_route(route, now[:, :2])
+        speed = (now[:, 3:] * direction).sum(axis=-1)
+        ahead = np.flatnonzero((s > 0) & (np.abs(d) < CORRIDOR_HALF_WIDTH_M + observation.agents_size[:, 1] / 2))
+        nearest = ahead[np.argsort(s[ahead], kind="stable")[:LEADERS]]
+        static = observation.agents_type[nearest] == AgentType.STATIC
+        columns = [np.ones(len(nearest)), s[nearest] / 30.0, speed[nearest] / 10.0, np.tanh(d[nearest]), static]
+        found[: len(nearest)] = np.stack(columns, axis=-1)
+    return found.ravel()
 
 
-def _route_points(observation: Observation) -> NDArray[np.float64]:
-    """``[R + 1, 2]`` the route every 4 m from its beginning; straight ahead if there is none."""
-    distances = ROUTE_SPACING_M * np.arange(ROUTE_PIECES * ROUTE_PIECE_POINTS + 1)
-    if len(observation.route_xy) < 2:
-        return np.stack([distances, np.zeros_like(distances)], axis=-1)
-    return _resample(observation.route_xy, distances)
+def _red(observation: Observation, route: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whether a lane ahead on the route is red, and how far its beginning is."""
+    starts = observation.map_xy[observation.map_offsets[:-1][observation.map_red & observation.map_on_route]]
+    if not len(starts):
+        return np.zeros(2)
+    s, d, _ = along_route(route, starts)
+    near = s[(np.abs(d) < 2.0 * CORRIDOR_HALF_WIDTH_M) & (s > -5.0)]
+    return np.array([1.0, near.min() / 30.0]) if len(near) else np.zeros(2)
 
 
 def _route(points: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -116,35 +116,6 @@ def _route(points: NDArray[np.float64]) -> NDArray[np.float32]:
     x, y = points[:-1, 0], points[:-1, 1]
     features = [x / 50.0, y / 20.0, np.tanh(y / 2.0), np.cos(heading), np.sin(heading), 5.0 * bend, np.tanh(y / 0.5)]
     return np.stack(features, axis=-1).reshape(ROUTE_PIECES, -1).astype(np.float32)
-
-
-def _along_route(points: NDArray[np.float64], xy: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
-    """Arclength s and left offset d (m) of `xy` ``[n, 2]`` on the route, and the route's direction there ``[n, 2]``."""
-    start, step = points[:-1], np.diff(points, axis=0)
-    length = np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-6)
-    unit = step / length[:, None]
-    relative = np.asarray(xy, dtype=np.float64)[:, None] - start
-    along = np.einsum("nrc,rc->nr", relative, unit)
-    low = np.where(np.arange(len(start)) == 0, -np.inf, 0.0)
-    high = np.where(np.arange(len(start)) == len(start) - 1, np.inf, length)
-    along = np.clip(along, low, high)
-    gap = relative - along[..., None] * unit
-    nearest = np.hypot(gap[..., 0], gap[..., 1]).argmin(axis=1)
-    n = np.arange(len(relative))
-    left = unit[nearest][:, 0] * relative[n, nearest, 1] - unit[nearest][:, 1] * relative[n, nearest, 0]
-    return ROUTE_SPACING_M * nearest + along[n, nearest], left, unit[nearest]
-
-
-def anchor_path(observation: Observation, times_s: NDArray[np.floating]) -> NDArray[np.float64]:
-    """``[T, 2]`` where the ego would be at `times_s` at its present speed along the route, easing onto it."""
-    points = _route_points(observation)
-    s0, offset, _ = (v[0] for v in _along_route(points, np.zeros((1, 2))))
-    travelled = max(observation.speed_mps, 0.0) * times_s
-    path = _resample(points, np.maximum(s0 + travelled, 0.0))
-    ahead = _resample(points, np.maximum(s0 + travelled, 0.0) + 0.5) - path
-    normal = np.stack([-ahead[:, 1], ahead[:, 0]], axis=-1) / np.maximum(np.hypot(*ahead.T), 1e-6)[:, None]
-    shift = offset * np.exp(-travelled / OFFSET_DECAY_M)
-    return np.asarray(path + shift[:, None] * normal)
 
 
 def _agents(observation: Observation, route: NDArray[np.float64], limit: int) -> NDArray[np.float32]:
@@ -158,7 +129,7 @@ def _agents(observation: Observation, route: NDArray[np.float64], limit: int) ->
     near = np.tanh(position / np.array([8.0, 3.0], dtype=np.float32))
     parts = np.concatenate([motion, np.cos(heading), np.sin(heading), near], axis=-1) * valid
     kind = np.eye(len(AgentType), dtype=np.float32)[observation.agents_type[nearest]]
-    s, d, direction = _along_route(route, state[:, -1, :2])
+    s, d, direction = along_route(route, state[:, -1, :2])
     velocity = state[:, -1, 3:]
     forward = (velocity * direction).sum(axis=-1)
     sideways = direction[:, 0] * velocity[:, 1] - direction[:, 1] * velocity[:, 0]
@@ -179,7 +150,7 @@ def _lines(observation: Observation, route: NDArray[np.float64], limit: int, poi
         element[-3:] = observation.map_speed_limit[m] / 15.0, on_route, red
         length = float(np.hypot(*np.diff(xy, axis=0).T).sum())
         count = max(1, round(length / 25.0))
-        line = _resample(xy, np.linspace(0.0, length, count * (points - 1) + 1))
+        line = resample(xy, np.linspace(0.0, length, count * (points - 1) + 1))
         for c in range(count):
             piece = line[c * (points - 1) : (c + 1) * (points - 1) + 1]
             step = np.diff(piece, axis=0, append=2.0 * piece[-1:] - piece[-2:-1])
@@ -192,7 +163,7 @@ def _lines(observation: Observation, route: NDArray[np.float64], limit: int, poi
     if not pieces:
         return np.zeros((0, polyline_features(points)), dtype=np.float32)
     nearest = np.argsort(keys, kind="stable")[:limit]
-    s, d, _ = _along_route(route, np.concatenate([ends[i] for i in nearest]))
+    s, d, _ = along_route(route, np.concatenate([ends[i] for i in nearest]))
     placed = np.stack([s / 30.0, np.tanh(d / 3.0)], axis=-1).reshape(len(nearest), 4)
     return np.concatenate([np.stack([pieces[i] for i in nearest]), placed], axis=-1, dtype=np.float32)
 
@@ -201,9 +172,9 @@ def tensorise(
     observation: Observation, *, max_agents: int, max_polylines: int, points_per_polyline: int
 ) -> dict[str, NDArray[np.float32]]:
     """One observation as unpadded feature arrays, nearest agents and map pieces first; without the anchor."""
-    route = _route_points(observation)
+    route = route_points(observation)
     return {
-        "ego": _ego(observation).astype(np.float32),
+        "ego": _ego(observation, route).astype(np.float32),
         "speed": np.array(observation.speed_mps, dtype=np.float32),
         "route": _route(route),
         "agents": _agents(observation, route, max_agents),
@@ -244,7 +215,7 @@ def _signs(batch: ObservationBatch) -> dict[str, Tensor]:
     agent = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
     points = (batch.lines.shape[-1] - ELEMENT_FEATURES) // POINT_FEATURES
     return {
-        "ego": torch.tensor(state * H + [1.0] * (EGO_FEATURES - 8 * H)),
+        "ego": torch.tensor(state * H + [1.0] * (len(Command) + 2) + [1.0, 1.0, 1.0, -1.0, 1.0] * LEADERS + [1.0] * 2),
         "route": torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0] * ROUTE_PIECE_POINTS),
         "anchor": torch.tensor([1.0, -1.0] * (batch.anchor.shape[-1] // 2)),
         "agents": torch.tensor(agent * H + [1.0] * 4 + [-1.0] * 2 + [1.0] * len(AgentType)),

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_drive.errors import ConfigError
-from rlhf_drive.policies.inputs import ObservationBatch, anchor_path, stack_features, tensorise
+from rlhf_drive.policies.inputs import ObservationBatch, stack_features, tensorise
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.processes import process_named
+from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
 from rlhf_drive.scenes import POSE_DT_S, Observation

@@ -16,11 +16,11 @@ from rlhf_drive.policies.inputs import (
     AGENT_FEATURES,
     EGO_FEATURES,
     ROUTE_FEATURES,
-    ROUTE_PIECES,
     ObservationBatch,
     polyline_features,
 )
 from rlhf_drive.policies.moe import RouterRecord, SparseMoE
+from rlhf_drive.policies.route import ROUTE_PIECES
 
 __all__ = ["SceneContext", "SceneEncoder", "TrajectoryDecoder"]
 

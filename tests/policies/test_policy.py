@@ -12,7 +12,8 @@ import torch
 
 from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy, masked, save_policy
-from rlhf_drive.policies.inputs import anchor_path, mirror_batch, stack_features
+from rlhf_drive.policies.inputs import mirror_batch, stack_features
+from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.scenes import Command, Observation
 
 ARCHITECTURE = Architecture(
