@@ -68,7 +68,7 @@ class NumericHead(nn.Module):
     numbers, so that few scenes suffice; the free term, zero at first, makes the family as rich as a plain softmax.
     """
 
-    COMPONENTS = 4
+    COMPONENTS = 3
     FREE_DIM = 16
 
     def __init__(self, dim: int, vocab: int, step: float) -> None:
@@ -86,12 +86,13 @@ class NumericHead(nn.Module):
         """``[M, d]``, anchors ``[M]`` and numbers ``[V]`` (m) to logits ``[M, V]`` float32."""
         weight, mean, spread = self.mixture(hidden).float().chunk(3, dim=-1)
         deviation = functional.softplus(spread) + 0.5 * self.step
-        offset = values - anchor[:, None]
-        logits = torch.full_like(offset, -torch.inf)
         log_weight = weight.log_softmax(dim=-1) - deviation.log()
+        centre, inverse = anchor[:, None] + mean, 1.0 / deviation
+        logits = None
         for m in range(self.COMPONENTS):
-            z = (offset - mean[:, m, None]) / deviation[:, m, None]
-            logits = torch.logaddexp(logits, log_weight[:, m, None] - 0.5 * z.square())
+            z = (values - centre[:, m, None]) * inverse[:, m, None]
+            component = torch.addcmul(log_weight[:, m, None], z, z, value=-0.5)
+            logits = component if logits is None else torch.logaddexp(logits, component)
         return logits + self.free(hidden).float() @ self.table.float().T
 
 
