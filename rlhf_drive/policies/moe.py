@@ -68,12 +68,13 @@ class SparseMoE(nn.Module):
             record.logits.append(logits)
             record.chosen.append(chosen)
         gate = value.softmax(dim=-1).to(x.dtype)
-        # Sort the (token, expert) pairs once, then every expert works on one contiguous slice.
+        # Sort the (token, expert) pairs once, then every expert works on one contiguous slice. The gradient of indexing
+        # adds a token's k parts in an order that threads race for; that of index_select adds them in one order.
         expert, order = chosen.flatten().sort(stable=True)
         token = order // self.top_k
         sizes = torch.bincount(expert, minlength=len(self.up)).tolist()
         pieces = []
-        for e, piece in enumerate(x[token].split(sizes)):
+        for e, piece in enumerate(x.index_select(0, token).split(sizes)):
             if sizes[e]:
                 pieces.append(functional.gelu(piece @ self.up[e]) @ self.down[e])
         routed = torch.cat(pieces) * gate.flatten()[order, None]

@@ -56,3 +56,16 @@ def test_balance_loss_is_one_when_balanced_and_e_when_collapsed() -> None:
 def test_z_loss_is_the_squared_log_partition() -> None:
     record = RouterRecord([torch.zeros(3, 4)], [torch.zeros(3, 1, dtype=torch.long)])
     assert record.z_loss().item() == pytest.approx(torch.log(torch.tensor(4.0)).item() ** 2)
+
+
+def test_gradients_are_the_same_bits_every_time_on_several_threads() -> None:
+    """Three experts a token: the order in which its three parts are added shows in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(0)
+        moe, x = SparseMoE(96, 8, experts=4, top_k=3), torch.randn(4096, 96, requires_grad=True)
+        first, *others = (torch.autograd.grad(moe(x).square().sum(), [x, moe.up, moe.router.weight]) for _ in range(6))
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+    finally:
+        torch.set_num_threads(threads)
