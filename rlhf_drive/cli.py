@@ -150,3 +150,7 @@ def _print_run_folder(folder: Path) -> None:
     """The last line of a run says where its results are."""
     report = folder / "report.html"
     typer.echo(f"Run folder: {folder}" + (f" (report: {report})" if report.exists() else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_drive.config import Recipe, ScenesSection, load_recipe
+from rlhf_drive.config import Recipe, ScenesSection, load_recipe, read_recipe_text
 from rlhf_drive.scenes.store import SceneStore
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -50,7 +50,7 @@ TINY = (
     "rollout.scenes_per_step=6", "rollout.steps=4", "rl.max_steps=4", "rl.save_steps=1", "rl.micro_batch_scenes=3",
     "compare.samples=1", "compare.steps=4", "compare.bootstrap_samples=200", "compare.pictures=1",
 )  # fmt: skip
-"""Overrides that shrink any pipeline recipe to seconds."""
+"""Overrides that shrink a recipe to seconds; those of sections that it lacks are left out."""
 
 
 @pytest.fixture
@@ -59,6 +59,8 @@ def tiny_recipe(tiny_store: SceneStore, tmp_path: Path) -> Callable[..., Recipe]
 
     def make(name: str = "quickstart", *overrides: str) -> Recipe:
         where = (f"output_dir={tmp_path / 'runs'}", "scenes.source=store", f"scenes.store={tiny_store.path}")
-        return load_recipe(name, [*where, *TINY, *overrides])
+        sections = {line.partition(":")[0] for line in read_recipe_text(name).splitlines()}
+        shrunk = [item for item in TINY if item.partition(".")[0] in sections]
+        return load_recipe(name, [*where, *shrunk, *overrides])
 
     return make

@@ -229,11 +229,12 @@ def print_table(evaluation: Evaluation, *, title: str = "Held-out scenes, points
 
     components = shown_components(evaluation)
     table = Table(title=escape(title), title_justify="left", header_style="bold")
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     for component in components:
         table.add_column(escape(LABELS.get(component, (component, ""))[0]), justify="right")
-    table.add_column("PDMS challenging", justify="right")
+    table.add_column("PDMS hard", justify="right")
     table.add_column("scored", justify="right")
+    table.caption, table.caption_justify = "PDMS hard: challenging scenes, where constant velocity fails", "left"
     for name, result in evaluation.planners.items():
         means = [evaluation.column(name, c) if c in evaluation.components else result.reward for c in components]
         hard = evaluation.column(name)[evaluation.challenging]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,13 +69,21 @@ class CheckpointStore:
         state = {"step": step, "sha256": sha256(temporary / TRAINER), "values": dict(values or {})}
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
         replace_folder(temporary, final)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / f"step-{old:06d}")
+        self._tidy()
         return final
+
+    def _tidy(self) -> None:
+        """Drop all but the newest checkpoints, and what a killed run left half-written or half-removed."""
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+        for step in self.steps()[: -self.keep]:
+            old = self.folder / f"step-{step:06d}"
+            shutil.rmtree(old.replace(old.with_name(f".{old.name}.old")))
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, rising. Half-written ones have another name and do not count."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(match[1]) for match in names if match)
 
     def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainingState | None:
         """Restore the newest checkpoint into `policy`, `optimizer` and torch's generator; None if there is none.
@@ -82,6 +91,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: The newest checkpoint is damaged or belongs to another policy.
         """
+        self._tidy()
         steps = self.steps()
         if not steps:
             return None
@@ -91,8 +101,10 @@ class CheckpointStore:
         if stored.describe() != policy.describe():
             difference = describe_difference(stored.describe(), policy.describe())
             raise CheckpointError(f"{folder} holds another policy ({difference}). Resume with its own recipe.")
-        if sha256(folder / TRAINER) != state["sha256"]:
-            raise CheckpointError(f"{folder / TRAINER} does not match its checksum: truncated or altered.")
+        if not (folder / TRAINER).is_file() or sha256(folder / TRAINER) != state["sha256"]:
+            raise CheckpointError(
+                f"{folder / TRAINER} is missing or does not match its checksum: truncated or altered. {_remove(folder)}"
+            )
         # weights_only: tensors and plain containers, never a class of somebody's choosing.
         blob = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
         policy.load_state_dict(stored.state_dict())
@@ -104,9 +116,14 @@ class CheckpointStore:
         path = folder / STATE
         try:
             state = json.loads(path.read_text())
-            assert {"step", "sha256", "values"} <= set(state)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error}); remove {folder} to resume from the checkpoint before it."
-            ) from None
+            missing = {"step", "sha256", "values"} - set(state)
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}). {_remove(folder)}") from None
+        if missing:
+            raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}. {_remove(folder)}")
         return dict(state)
+
+
+def _remove(folder: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    return f"Remove {folder} to resume from the checkpoint before it."

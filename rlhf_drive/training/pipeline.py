@@ -181,7 +181,7 @@ class _Run:
         )  # fmt: skip
         print_rich(print_table(evaluation))
         minutes = (time.monotonic() - self.started) / 60.0
-        if comparisons and comparisons[0].name == "rl":
+        if seeds and "sft" in evaluation.planners:
             result = summary(
                 evaluation, "sft", seeds, minutes, bootstrap_samples=section.bootstrap_samples, seed=section.seed
             )

@@ -90,6 +90,7 @@ def train_rl(
     """
     policy, settings = trainer.policy, trainer.settings
     checkpoints = CheckpointStore(folder / "checkpoints", keep_checkpoints)
+    torch.manual_seed(seed)  # for a user's reward that draws from torch; checkpoints carry the generator on
     state = checkpoints.load(policy, trainer.optimizer)
     first = state.step if state else 0
     journal.resume(first)

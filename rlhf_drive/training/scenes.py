@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -139,8 +140,21 @@ def _run_jobs(jobs: Sequence[_Job], workers: int) -> Iterator[list[Judged | Refu
     if workers <= 1:
         yield from map(_produce, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         yield from pool.map(_produce, jobs)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the run is killed. A pool's workers otherwise wait for the next job for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def build_scenes(

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf_drive.errors import TrainingError
-from rlhf_drive.policies import Policy
+from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.policies.moe import RouterRecord
@@ -121,7 +121,7 @@ def train_sft(
         journal: Takes the metrics.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: The loss, on training or held-out scenes, is not finite.
     """
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
@@ -131,12 +131,14 @@ def train_sft(
     per_epoch = math.ceil(len(train) / settings.batch_size)
     total = per_epoch * settings.max_epochs
     best, best_epoch, fell_epoch, step = math.inf, -1, -1, 0
+    epoch_losses: list[float] = []
     torch.manual_seed(settings.seed)  # dropout; checkpoints carry the generator on
     if state := checkpoints.load(policy, optimizer):
         step, best = state.step, float(state.values["best"])
         best_epoch, fell_epoch = int(state.values["best_epoch"]), int(state.values["fell_epoch"])
+        epoch_losses = list(state.values["epoch_losses"])
     journal.resume(step)
-    epoch_started, epoch_losses = time.perf_counter(), []
+    epoch_started = time.perf_counter()
     while step < total and not _stopped(step, per_epoch, fell_epoch, settings.patience):
         started = time.perf_counter()
         for group in optimizer.param_groups:
@@ -149,6 +151,8 @@ def train_sft(
         step += 1
         if step % per_epoch == 0:
             loss = heldout_loss(policy, heldout, features, settings.mask_order)
+            if not math.isfinite(loss):
+                raise TrainingError(f"The held-out SFT loss is {loss} at step {step}; lower sft.learning_rate.")
             epoch = step // per_epoch - 1
             fell_epoch = epoch if loss < best - MIN_FALL else fell_epoch
             if loss < best:
@@ -160,9 +164,9 @@ def train_sft(
             epoch_started, epoch_losses = time.perf_counter(), []
         journal.log(step, metrics)
         if step % settings.save_steps == 0:
-            checkpoints.save(
-                step, policy, optimizer, {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch}
-            )
+            values = {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch, "epoch_losses": epoch_losses}
+            checkpoints.save(step, policy, optimizer, values)
+    policy.load_state_dict(load_policy(folder / "policy").state_dict())
     epochs = step // per_epoch
     return SftResult(best, best_epoch + 1, epochs, epochs - 1 - fell_epoch >= settings.patience)
 
