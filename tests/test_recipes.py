@@ -120,7 +120,7 @@ def test_every_key_is_read_somewhere() -> None:
         ("recipe", "job"),
         ("recipe", "seed"),
         ("term", "name"),
-        pytest.param("process", "name", marks=pytest.mark.xfail(reason="there is one process, and nothing chooses it")),
+        ("process", "name"),
     ],
 )
 def test_keys_with_everyday_names_are_read_from_their_own_section(owner: str, key: str) -> None:
