@@ -47,8 +47,6 @@ class ObservationBatch:
 
     ego: Tensor
     """``[S, EGO_FEATURES]`` past states, command, speed, and what is in the way on the route ahead."""
-    speed: Tensor
-    """``[S]`` m/s, unscaled."""
     anchor: Tensor
     """``[S, L]`` metres: the numbers that encode driving on along the route at the present speed."""
     route: Tensor
@@ -100,7 +98,8 @@ def _leaders(observation: Observation, route: NDArray[np.float64]) -> NDArray[np
 
 def _red(observation: Observation, route: NDArray[np.float64]) -> NDArray[np.float64]:
     """Whether a lane ahead on the route is red, and how far its beginning is."""
-    starts = observation.map_xy[observation.map_offsets[:-1][observation.map_red & observation.map_on_route]]
+    drawn = np.diff(observation.map_offsets) > 0  # a polyline without points has no beginning
+    starts = observation.map_xy[observation.map_offsets[:-1][observation.map_red & observation.map_on_route & drawn]]
     if not len(starts):
         return np.zeros(2)
     s, d, _ = along_route(route, starts)
@@ -175,7 +174,6 @@ def tensorise(
     route = route_points(observation)
     return {
         "ego": _ego(observation, route).astype(np.float32),
-        "speed": np.array(observation.speed_mps, dtype=np.float32),
         "route": _route(route),
         "agents": _agents(observation, route, max_agents),
         "lines": _lines(observation, route, max_polylines, points_per_polyline),
@@ -199,7 +197,6 @@ def stack_features(features: Sequence[dict[str, NDArray[np.float32]]]) -> Observ
     lines, lines_mask = _pad([f["lines"] for f in features])
     return ObservationBatch(
         ego=torch.from_numpy(np.stack([f["ego"] for f in features])),
-        speed=torch.tensor([float(f["speed"]) for f in features], dtype=torch.float32),
         anchor=torch.from_numpy(np.stack([f["anchor"] for f in features])),
         route=torch.from_numpy(np.stack([f["route"] for f in features])),
         agents=agents,
@@ -215,7 +212,7 @@ def _signs(batch: ObservationBatch) -> dict[str, Tensor]:
     agent = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
     points = (batch.lines.shape[-1] - ELEMENT_FEATURES) // POINT_FEATURES
     return {
-        "ego": torch.tensor(state * H + [1.0] * (len(Command) + 2) + [1.0, 1.0, 1.0, -1.0, 1.0] * LEADERS + [1.0] * 2),
+        "ego": torch.tensor(state * H + [1.0] * (len(Command) + 2) + [1.0, 1.0, 1.0, 1.0, 1.0] * LEADERS + [1.0] * 2),
         "route": torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0] * ROUTE_PIECE_POINTS),
         "anchor": torch.tensor([1.0, -1.0] * (batch.anchor.shape[-1] // 2)),
         "agents": torch.tensor(agent * H + [1.0] * 4 + [-1.0] * 2 + [1.0] * len(AgentType)),

@@ -114,7 +114,7 @@ class Policy(nn.Module):
         self.architecture, self.tokenizer, self.process = architecture, tokenizer, process_named(process)
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(
-            tokenizer.vocab_size, tokenizer.length, a.d_model, a.num_heads, a.decoder_layers, a.num_experts,
+            tokenizer.vocab_size, tokenizer.length, tokenizer.encoding, a.d_model, a.num_heads, a.decoder_layers, a.num_experts,
             a.experts_per_token, a.expert_dim, a.dropout,
         )  # fmt: skip
         self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)

@@ -10,6 +10,8 @@ from rlhf_drive.scenes import Observation
 __all__ = ["ROUTE_PIECES", "ROUTE_PIECE_POINTS", "along_route", "anchor_path", "resample", "route_points"]
 
 ROUTE_SPACING_M = 4.0
+MIN_ROUTE_M = 0.1
+"""A route that spans less is a single place and has no direction."""
 OFFSET_DECAY_M = 15.0
 """Along the anchor path the ego's offset from the route shrinks by 1/e over this distance."""
 ROUTE_PIECES = 5
@@ -35,9 +37,10 @@ def resample(xy: NDArray[np.floating], distances: NDArray[np.floating]) -> NDArr
 def route_points(observation: Observation) -> NDArray[np.float64]:
     """``[R + 1, 2]`` the route every 4 m from its beginning; straight ahead if there is none."""
     distances = ROUTE_SPACING_M * np.arange(ROUTE_PIECES * ROUTE_PIECE_POINTS + 1)
-    if len(observation.route_xy) < 2:
+    route = observation.route_xy
+    if len(route) < 2 or np.ptp(route, axis=0).max() < MIN_ROUTE_M:
         return np.stack([distances, np.zeros_like(distances)], axis=-1)
-    return resample(observation.route_xy, distances)
+    return resample(route, distances)
 
 
 def along_route(points: NDArray[np.float64], xy: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:

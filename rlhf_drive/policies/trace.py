@@ -55,11 +55,6 @@ class DecodeTrace:
         parts: dict[str, Any] = {name: getattr(self, name)[:, index] for name in ROW_FIELDS}
         return replace(self, **parts)
 
-    def to(self, device: torch.device | str) -> DecodeTrace:
-        """The trace on another device."""
-        parts: dict[str, Any] = {name: getattr(self, name).to(device) for name in (*ROW_FIELDS, "time")}
-        return replace(self, **parts)
-
     @staticmethod
     def concatenate(traces: list[DecodeTrace]) -> DecodeTrace:
         """Rows of several traces that share K, L and decoding settings, one after the other."""

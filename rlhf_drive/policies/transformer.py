@@ -20,6 +20,7 @@ from rlhf_drive.policies.inputs import (
     polyline_features,
 )
 from rlhf_drive.policies.moe import RouterRecord, SparseMoE
+from rlhf_drive.policies.plan_state import DEVIATION_FEATURES, plan_deviation
 from rlhf_drive.policies.route import ROUTE_PIECES
 
 __all__ = ["SceneContext", "SceneEncoder", "TrajectoryDecoder"]
@@ -42,16 +43,6 @@ class SceneContext:
 
     def __len__(self) -> int:
         return int(self.summary.shape[0])
-
-    def select(self, index: Tensor | slice) -> SceneContext:
-        """The context of some of the scenes."""
-        return SceneContext(
-            tuple(k[index] for k in self.keys),
-            tuple(v[index] for v in self.values),
-            self.mask[index],
-            self.summary[index],
-            self.anchor[index],
-        )
 
 
 def _mlp(inputs: int, dim: int) -> nn.Sequential:
@@ -157,13 +148,14 @@ class TrajectoryDecoder(nn.Module):
     WAVELENGTHS_M = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
     def __init__(
-        self, vocab: int, length: int, dim: int, heads: int, layers: int, experts: int, top_k: int, expert_dim: int,
-        dropout: float,
+        self, vocab: int, length: int, encoding: str, dim: int, heads: int, layers: int, experts: int, top_k: int,
+        expert_dim: int, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.mask_token = vocab
+        self.mask_token, self.encoding = vocab, encoding
         self.table = nn.Embedding(vocab + 1, dim)
         self.value = nn.Linear(4 * len(self.WAVELENGTHS_M) + 1, dim)
+        self.deviation = nn.Linear(DEVIATION_FEATURES, dim)
         self.position = nn.Parameter(torch.randn(length, dim) * 0.02)
         self.condition = nn.Linear(dim, dim)
         self.anchor = nn.Linear(1, dim)
@@ -188,9 +180,11 @@ class TrajectoryDecoder(nn.Module):
         offset = metres - anchor
         features = torch.cat([self.waves(metres), self.waves(offset), (offset / 4.0).tanh()[..., None]], dim=-1)
         features = features.masked_fill(hidden[..., None], 0.0)
+        numbers = torch.where(hidden, anchor, metres)
+        deviation = self.deviation(plan_deviation(numbers, context.anchor, self.encoding)).repeat_interleave(2, dim=1)
         scene = self.condition(context.summary)[:, None] + self.anchor(context.anchor[..., None] / 20.0) + self.position
         scene = scene.repeat_interleave(n // len(context), dim=0)
-        return self.table(state) + self.value(features) + scene
+        return self.table(state) + self.value(features) + deviation + scene
 
     def forward(self, state: Tensor, values: Tensor, context: SceneContext, record: RouterRecord | None) -> Tensor:
         """Hidden states ``[N, L, d]`` of rows ``[N, L]``, scene-major over the context's scenes."""
