@@ -212,7 +212,7 @@ def _signs(batch: ObservationBatch) -> dict[str, Tensor]:
     agent = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
     points = (batch.lines.shape[-1] - ELEMENT_FEATURES) // POINT_FEATURES
     return {
-        "ego": torch.tensor(state * H + [1.0] * (len(Command) + 2) + [1.0, 1.0, 1.0, 1.0, 1.0] * LEADERS + [1.0] * 2),
+        "ego": torch.tensor(state * H + [1.0] * (len(Command) + 2) + [1.0, 1.0, 1.0, -1.0, 1.0] * LEADERS + [1.0] * 2),
         "route": torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0] * ROUTE_PIECE_POINTS),
         "anchor": torch.tensor([1.0, -1.0] * (batch.anchor.shape[-1] // 2)),
         "agents": torch.tensor(agent * H + [1.0] * 4 + [-1.0] * 2 + [1.0] * len(AgentType)),

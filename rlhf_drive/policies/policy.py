@@ -114,8 +114,8 @@ class Policy(nn.Module):
         self.architecture, self.tokenizer, self.process = architecture, tokenizer, process_named(process)
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(
-            tokenizer.vocab_size, tokenizer.length, tokenizer.encoding, a.d_model, a.num_heads, a.decoder_layers, a.num_experts,
-            a.experts_per_token, a.expert_dim, a.dropout,
+            tokenizer.vocab_size, tokenizer.length, tokenizer.encoding, a.d_model, a.num_heads, a.decoder_layers,
+            a.num_experts, a.experts_per_token, a.expert_dim, a.dropout,
         )  # fmt: skip
         self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)
         numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()
