@@ -38,7 +38,7 @@ def route_points(observation: Observation) -> NDArray[np.float64]:
     """``[R + 1, 2]`` the route every 4 m from its beginning; straight ahead if there is none."""
     distances = ROUTE_SPACING_M * np.arange(ROUTE_PIECES * ROUTE_PIECE_POINTS + 1)
     route = observation.route_xy
-    if len(route) < 2:
+    if len(route) < 2 or np.ptp(route, axis=0).max() < MIN_ROUTE_M:
         return np.stack([distances, np.zeros_like(distances)], axis=-1)
     return resample(route, distances)
 
