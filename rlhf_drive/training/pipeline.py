@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,9 +55,9 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
     Raises:
         ConfigError, DataError, CheckpointError, RewardError, TrainingError: With what, where and what to do.
     """
+    accelerator = build_accelerator(recipe.device)  # before there is a folder: the device may not be there
     folder = RunFolder.resume(recipe, resume) if resume else RunFolder.create(recipe)
     started = time.monotonic() - folder.seconds_before()
-    accelerator = build_accelerator(recipe.device)
     tensorboard = bool(recipe.logging and recipe.logging.tensorboard)  # jobs that train nothing have no such section
     with MetricsWriter(folder.path, tensorboard) as writer:
         job = _Run(recipe, folder, writer, accelerator, FeatureCache(), started)
@@ -116,10 +116,8 @@ class _Run:
             print_info("sft: the held-out loss was still falling when the epochs ended; raise sft.max_epochs")
 
     def _sft_policy(self) -> Policy:
-        named = self.recipe.rl.policy if self.recipe.job == "rl" or self.recipe.rl.policy else None
-        return load_policy(
-            Path(named) if named else self.folder.path / "sft" / "policy", device=self.accelerator.device
-        )
+        named = self.recipe.rl.policy  # given in job `rl` only: a pipeline goes on from its own
+        return load_policy(named or self.folder.path / "sft" / "policy", device=self.accelerator.device)
 
     def _rl(self, store: SceneStore, seed: int) -> None:
         name, rl, rollout = f"rl-seed{seed}", self.recipe.rl, self.recipe.rollout
@@ -151,8 +149,6 @@ class _Run:
         folders = {name: Path(path) for name, path in self.recipe.compare.policies.items()}
         if self.recipe.job == "pipeline":
             folders["sft"] = self.folder.path / "sft" / "policy"
-            if self.recipe.rl.policy:
-                folders["sft"] = Path(self.recipe.rl.policy)
             folders |= {
                 f"rl-seed{seed}": self.folder.path / f"rl-seed{seed}" / "policy" for seed in self.recipe.rl.seeds
             }
@@ -233,8 +229,3 @@ def _progress(name: str) -> Iterator[Any]:
             progress.update(task, completed=done, total=total, description=f"{name}: {text}")
 
         yield on_progress
-
-
-def read_summary(path: Path) -> Mapping[str, Any]:
-    """`summary.json` of a run folder."""
-    return dict(json.loads((path / "summary.json").read_text()))
