@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlhf_drive.config_rules import POLICY_FILE
 from rlhf_drive.errors import ConfigError
 
 __all__ = ["compare_overrides", "find_policies"]
 
 RUN_FILE = "recipe.yaml"
 """A folder with this file is a run folder."""
-POLICY_FILE = "policy.json"
-"""A folder with this file is a policy checkpoint."""
 
 
 def find_policies(items: Sequence[str]) -> dict[str, Path]:

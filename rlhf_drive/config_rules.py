@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rlhf_drive.config_schema import SECTIONS, SOURCE_KEYS, CompareSection, Recipe, ScenesSection, TokenizerSection
 
-__all__ = ["MAX_BINS", "find_conflicts", "missing_keys"]
+__all__ = ["MAX_BINS", "POLICY_FILE", "find_conflicts", "missing_keys"]
 
 MAX_BINS = 100_000
 """Largest number of steps between a tokenizer's low and high."""
+POLICY_FILE = "policy.json"
+"""A policy checkpoint is a folder with this file."""
 
 
 def missing_keys(data: Mapping[str, object]) -> Iterator[str]:
@@ -125,6 +127,8 @@ def _compare(job: str, compare: CompareSection) -> Iterator[str]:
         yield from _existing(f"compare.policies.{name}", path)
         if name in compare.baselines:
             yield f"compare.policies.{name}: is also the name of a baseline. Choose another name"
+        if job == "pipeline" and (name == "sft" or name.startswith("rl-seed")):
+            yield f"compare.policies.{name}: is the name of a policy that the pipeline trains. Choose another name"
     if len(set(compare.baselines)) != len(compare.baselines):
         yield f"compare.baselines: names a baseline twice: {', '.join(compare.baselines)}"
     if job == "compare" and not compare.policies and not compare.baselines:
@@ -141,5 +145,9 @@ def _given_folder(path: str, value: str | None, what: str, example: str) -> Iter
 
 def _existing(path: str, value: str | None) -> Iterator[str]:
     """A checkpoint that must exist if it is named."""
-    if value is not None and not Path(value).exists():
+    if value is None:
+        return
+    if not Path(value).exists():
         yield f"{path}: there is nothing at {value!r} (relative paths start at {Path.cwd()})"
+    elif not (Path(value) / POLICY_FILE).is_file():
+        yield f"{path}: {value!r} holds no {POLICY_FILE}. Give a policy's own folder, such as RUN/sft/policy"

@@ -275,7 +275,7 @@ def test_override_text_is_safe_for_odd_paths(tmp_path: Path) -> None:
     from rlhf_drive.cli_policies import compare_overrides
 
     odd = tmp_path / "a: b, {c} #d"
-    odd.mkdir()
+    _checkpoint(odd)
     recipe = load_recipe("compare", compare_overrides({"x.y": odd}, odd, tmp_path / "out"))
     assert json.loads(json.dumps(dict(recipe.compare.policies))) == {"x.y": str(odd)}
     assert recipe.scenes.store == str(odd)

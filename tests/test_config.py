@@ -25,6 +25,12 @@ def _problems(*overrides: str, recipe: str | Path = "quickstart") -> list[str]:
     return [line.strip() for line in str(caught.value).splitlines()[1:]]
 
 
+def _checkpoint(folder: Path) -> Path:
+    """The folder, made to look like a policy checkpoint."""
+    (folder / "policy.json").touch()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
@@ -68,21 +74,24 @@ def _problems(*overrides: str, recipe: str | Path = "quickstart") -> list[str]:
         ("scenes.source=store", "scenes.store: must be given: a scene store. Add scenes.store=FOLDER"),
         ("scenes.kinds=[cut_in,cut_in]", "scenes.kinds: names a kind twice: cut_in, cut_in"),
         ("sft.policy=nowhere", "sft.policy: there is nothing at 'nowhere'"),
-        ("rl.policy=.", "rl.policy: a pipeline goes on from the policy it trained"),
+        ("sft.policy=/", "sft.policy: '/' holds no policy.json. Give a policy's own folder, such as RUN/sft/policy"),
+        ("rl.policy={checkpoint}", "rl.policy: a pipeline goes on from the policy it trained"),
         ("rl.seeds=[]", "rl.seeds: is empty. Give at least one seed"),
         ("rl.seeds=[1,1]", "rl.seeds: names a seed twice: 1, 1"),
         ("rl.micro_batch_scenes=1000", "rl.micro_batch_scenes: at most rollout.scenes_per_step = "),
         ("reward.terms=[]", "reward.terms: is empty. Name at least one reward"),
         ("reward.terms[0].weight=-1", "reward.terms[0].weight: must be at least 0; got -1.0"),
         ("reward.terms[0].weight=0", "reward.terms: every weight is 0, so there is nothing to learn"),
-        ("compare.policies.sft=nowhere", "compare.policies.sft: there is nothing at 'nowhere'"),
-        ("compare.policies.human=.", "compare.policies.human: is also the name of a baseline"),
+        ("compare.policies.old=nowhere", "compare.policies.old: there is nothing at 'nowhere'"),
+        ("compare.policies.sft={checkpoint}", "compare.policies.sft: is the name of a policy that the pipeline trains"),
+        ("compare.policies.rl-seed0={checkpoint}", "compare.policies.rl-seed0: is the name of a policy that the pip"),
+        ("compare.policies.human={checkpoint}", "compare.policies.human: is also the name of a baseline"),
         ("compare.baselines=[human,human]", "compare.baselines: names a baseline twice: human, human"),
         ("compare.baselines=[robot]", "compare.baselines[0]: must be one of human, pdm_closed, constant_velocity"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_full_key(override: str, problem: str) -> None:
-    lines = _problems(override)
+def test_a_mistake_is_one_line_with_its_full_key(override: str, problem: str, tmp_path: Path) -> None:
+    lines = _problems(override.format(checkpoint=_checkpoint(tmp_path)) if "{checkpoint}" in override else override)
     assert len(lines) == 1
     assert problem in lines[0]
 
@@ -121,7 +130,7 @@ def test_single_jobs_ask_for_what_they_start_from(tmp_path: Path) -> None:
     store = f"scenes.store={tmp_path}"
     nothing = _problems(store, "compare.baselines=[]", recipe="compare")
     assert nothing[0].startswith("compare.policies: there is nothing to compare")
-    assert load_recipe("rl", [store, f"rl.policy={tmp_path}"]).rl.policy == str(tmp_path)
+    assert load_recipe("rl", [store, f"rl.policy={_checkpoint(tmp_path)}"]).rl.policy == str(tmp_path)
 
 
 def test_overrides_reach_nested_keys_lists_and_mappings(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_overrides_reach_nested_keys_lists_and_mappings(tmp_path: Path) -> None:
             "scenes.kinds=[cut_in, merge]",
             "reward.terms[0].weight=2",
             "reward.terms[0].options.limit=1.5",
-            f"compare.policies.old={tmp_path}",
+            f"compare.policies.old={_checkpoint(tmp_path)}",
             "name=run-1",
         ],
     )

@@ -18,7 +18,8 @@ EXPECTED = ("compare", "quickstart", "quickstart_grpo", "real_scenes", "rl", "sc
 
 
 def _given(name: str, folder: Path) -> list[str]:
-    """What a recipe asks its user for."""
+    """What a recipe asks its user for; the folder stands for a scene store and for a checkpoint."""
+    (folder / "policy.json").touch()
     needs = {
         "real_scenes": [f"scenes.path={folder}"],
         "sft": [f"scenes.store={folder}"],
