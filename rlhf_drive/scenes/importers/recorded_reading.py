@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_drive.errors import DataError
+from rlhf_drive.scenes.model import AgentType
 
 __all__ = ["STEP_S", "Array", "Lane", "Recording", "read_recording"]
 
@@ -22,6 +23,8 @@ Array = NDArray[np.float64]
 
 STEP_S = 0.1
 """Seconds between two samples of a recording."""
+MAX_SPAN_M = 20_000.0
+"""A map that is wider has a broken coordinate, and would fill the memory when it is resampled."""
 _KINDS = {
     "WOMD": "real_womd",
     "nuScenes": "real_nuscenes",
@@ -171,7 +174,7 @@ def _recording(name: str, info: Mapping[str, Any], arrays: Mapping[str, NDArray[
         agent_velocity=velocity,
         agent_valid=valid,
         agent_size=_array(arrays, "agents_size", (len(valid), 2)),
-        agent_type=np.asarray(arrays["agents_type"], dtype=np.int8),
+        agent_type=_agent_types(arrays["agents_type"], len(valid)),
         lanes=lanes,
         links=frozenset((int(a), int(b)) for a, b in _indices(arrays["lane_succ"], len(lanes), "lane_succ")),
         light_lane=_indices(arrays["tl_lane"], len(lanes), "tl_lane"),
@@ -203,8 +206,17 @@ def _indices(array: NDArray[Any], count: int, key: str) -> NDArray[np.int64]:
     return index
 
 
+def _agent_types(array: NDArray[Any], count: int) -> NDArray[np.int8]:
+    """One known `AgentType` per agent."""
+    if array.shape != (count,) or not np.isin(array, list(AgentType)).all():
+        raise DataError(f"agents_type must hold {count} of the numbers {', '.join(str(int(t)) for t in AgentType)}")
+    return np.asarray(array, dtype=np.int8)
+
+
 def _polylines(arrays: Mapping[str, NDArray[Any]], key: str) -> list[Array]:
     xy = _array(arrays, f"{key}_xy", (None, 2))
+    if len(xy) and (span := float(np.ptp(xy, axis=0).max())) > MAX_SPAN_M:
+        raise DataError(f"{key}_xy spans {span:.3g} m; at most {MAX_SPAN_M:g} m is the map of one recording")
     offsets = np.asarray(arrays[f"{key}_off"], dtype=np.int64)
     if offsets.ndim != 1 or offsets[0] != 0 or offsets[-1] != len(xy) or (np.diff(offsets) < 0).any():
         raise DataError(f"{key}_off must rise from 0 to {len(xy)}")
