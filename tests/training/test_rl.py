@@ -1,0 +1,213 @@
+"""The RL loop: it refuses to start on wrong likelihoods, and learns nothing from what could not be scored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rewards import LocalRewardService, RewardSpec, Scores, build_reward
+from rlhf_drive.config import Recipe
+from rlhf_drive.errors import RewardError, TrainingError
+from rlhf_drive.objectives import make_objective
+from rlhf_drive.policies import Decoding, Policy, load_policy
+from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.scenes import Scene
+from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training.build import build_accelerator, build_policy, decoding_of, trainer_settings
+from rlhf_drive.training.rl import check_likelihood, reward_metrics, train_rl
+from rlhf_drive.training.trainer import RlTrainer
+from rollout import LocalRolloutService, Rollout
+
+FEATURES = FeatureCache()
+REWARD = '''
+import numpy as np
+
+def odd(inputs):
+    """Whether a plan ends 0 … 0.5, 4 … 4.5, 8 … 8.5 m … ahead: about one in eight."""
+    return np.floor(2.0 * np.abs(inputs.trajectories.poses[:, -1, 0])) % 8 == 0
+
+def leftness(inputs):
+    return np.tanh(inputs.trajectories.poses[:, -1, 1])
+
+def nan(inputs):
+    return np.where(odd(inputs), np.nan, leftness(inputs))
+
+def infinite(inputs):
+    return np.where(odd(inputs), np.inf, leftness(inputs))
+
+def zero(inputs):
+    return np.where(odd(inputs), 0.0, leftness(inputs))
+
+def failing(inputs):
+    if odd(inputs).any():
+        raise ValueError("odd plan")
+    return leftness(inputs)
+'''
+
+
+@dataclass
+class Notes:
+    """A journal that keeps what it is told."""
+
+    lines: list[dict[str, float]] = field(default_factory=list)
+
+    def resume(self, step: int) -> None:
+        """As the protocol says."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """As the protocol says."""
+        assert step == len(self.lines) + 1
+        self.lines.append(dict(metrics))
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Callable[..., Recipe]) -> Recipe:
+    return tiny_recipe("quickstart", "rl.learning_rate=1e-3", "rollout.num_generations=6", "rl.max_steps=3")
+
+
+@pytest.fixture
+def policy(recipe: Recipe) -> Policy:
+    return build_policy(recipe, torch.device("cpu")).eval()
+
+
+@pytest.fixture
+def scenes(tiny_store: SceneStore) -> list[Scene]:
+    return tiny_store.split("train")[:9]
+
+
+@pytest.fixture
+def train(recipe: Recipe, policy: Policy, scenes: list[Scene], tmp_path: Path) -> Callable[..., Notes]:
+    """``train(function, limit, rollouts=None)``: three steps with a reward of `REWARD`; the journal."""
+    source = tmp_path / "rewards.py"
+    source.write_text(REWARD)
+
+    def run(function: str, limit: float, notes: Notes, rollouts: Any = None) -> Notes:
+        settings = replace(trainer_settings(recipe.rl), num_iterations=1)
+        objective = make_objective("grpo", "sequence", 0.02, 0.03, settings.beta)
+        trainer = RlTrainer(policy, objective, settings, build_accelerator("cpu"), FEATURES)
+        reward = build_reward([RewardSpec(f"{source}:{function}", 1.0)])
+        train_rl(
+            trainer, rollouts or LocalRolloutService(policy, seed=0, features=FEATURES),
+            LocalRewardService(reward, workers=1), scenes, tmp_path / function, decoding=decoding_of(recipe.rollout),
+            num_generations=recipe.rollout.num_generations, scenes_per_step=6, max_invalid_fraction=limit, seed=0,
+            save_steps=10, keep_checkpoints=1, journal=notes,
+        )  # fmt: skip
+        return notes
+
+    return run
+
+
+class Stale:
+    """A rollout service that goes on sampling with the weights it was made with, a little off."""
+
+    def __init__(self, policy: Policy, noise: float) -> None:
+        sampler = copy.deepcopy(policy)
+        with torch.no_grad():
+            sampler.head.mixture.bias.add_(noise * torch.linspace(-1.0, 1.0, len(sampler.head.mixture.bias)))
+        self.inner = LocalRolloutService(sampler, seed=0, features=FEATURES)
+
+    def push_weights(self, policy: Policy, version: int) -> None:
+        """Broken: keeps its own."""
+
+    def sample(self, scenes: Sequence[Scene], num_generations: int, decoding: Decoding, *, step: int) -> Rollout:
+        """As the protocol says."""
+        return self.inner.sample(scenes, num_generations, decoding, step=step)
+
+
+@pytest.mark.parametrize("order", ["causal", "random", "confidence"])
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.7, 5)])
+def test_the_start_up_test_passes_for_the_weights_that_sampled(
+    policy: Policy, scenes: list[Scene], order: str, temperature: float, top_k: int
+) -> None:
+    decoding = Decoding(5, order, temperature, top_k)
+    rollouts = LocalRolloutService(policy, seed=0, features=FEATURES)
+    assert 0 <= check_likelihood(policy, rollouts, scenes, decoding, FEATURES) < 1e-5
+
+
+def test_the_start_up_test_refuses_stale_weights(
+    policy: Policy, scenes: list[Scene], train: Callable[..., Notes], tmp_path: Path
+) -> None:
+    decoding = Decoding(5, "causal", 1.0, 0)
+    with pytest.raises(TrainingError, match="importance ratios would be wrong from the first update on"):
+        check_likelihood(policy, Stale(policy, 0.05), scenes, decoding, FEATURES)
+    # With the right weights the stub passes, so the refusal above is about the weights.
+    assert check_likelihood(policy, Stale(policy, 0.0), scenes, decoding, FEATURES) < 1e-5
+    notes = Notes()
+    with pytest.raises(TrainingError, match="differ from the sampler's by up to"):
+        train("leftness", 0.0, notes, Stale(policy, 0.05))
+    assert notes.lines == []
+    assert not (tmp_path / "leftness" / "policy").exists()
+
+
+def test_broken_weights_do_not_pass_as_equal(policy: Policy, scenes: list[Scene]) -> None:
+    rollouts = Stale(policy, 0.0)
+    with torch.no_grad():
+        policy.head.mixture.bias.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="by up to nan nats"):
+        check_likelihood(policy, rollouts, scenes, Decoding(4, "causal", 1.0, 0), FEATURES)
+
+
+def test_too_many_unscored_rows_stop_the_run_before_it_learns(train: Callable[..., Notes], policy: Policy) -> None:
+    before = copy.deepcopy(policy.state_dict())
+    notes = Notes()
+    with pytest.raises(RewardError, match=r"of 36 rollouts .* could not be scored; 5\.0% are tolerated") as raised:
+        train("nan", 0.05, notes)
+    assert "reward 'nan': returned nan" in str(raised.value)
+    assert notes.lines == []
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+def test_rows_that_a_reward_cannot_score_are_counted_and_not_learned_from(
+    train: Callable[..., Notes], policy: Policy, tmp_path: Path
+) -> None:
+    initial = copy.deepcopy(policy.state_dict())
+    runs: dict[str, Notes] = {}
+    ends: dict[str, dict[str, torch.Tensor]] = {}
+    for function in ("nan", "infinite", "failing", "zero"):
+        policy.load_state_dict(initial)
+        runs[function] = train(function, 0.9, Notes())
+        ends[function] = load_policy(tmp_path / function / "policy").state_dict()
+    shares = [line["reward/invalid_frac"] for line in runs["nan"].lines]
+    assert len(shares) == 3
+    assert all(36 * share == pytest.approx(round(36 * share), abs=1e-9) for share in shares)
+    assert 0.02 < np.mean(shares) < 0.5
+    assert [line["reward/invalid_frac"] for line in runs["zero"].lines] == [0.0, 0.0, 0.0]
+    for other in ("infinite", "failing"):
+        assert all(torch.equal(ends["nan"][name], value) for name, value in ends[other].items())
+        for a, b in zip(runs["nan"].lines, runs[other].lines, strict=True):
+            timeless = [{k: v for k, v in line.items() if not k.startswith(("time/", f"reward/{n}"))}
+                        for line, n in ((a, "nan"), (b, other))]  # fmt: skip
+            assert timeless[0] == timeless[1]
+    # A zero is a reward like any other: it is learned from.
+    assert any(not torch.equal(ends["nan"][name], value) for name, value in ends["zero"].items())
+    assert any(not torch.equal(initial[name], value) for name, value in ends["nan"].items())
+
+
+def test_reward_metrics_by_hand() -> None:
+    total = np.array([0.2, 0.6, np.nan, 0.4, np.nan, np.nan, np.nan, np.nan, 1.0])
+    valid = np.isfinite(total)
+    part = np.where(valid, 1.0 - total, 7.0)  # what an invalid row holds counts nowhere
+    part[0] = np.nan
+    scores = Scores(
+        ("pdms", "part", "absent"), np.stack([total, part, np.full(9, np.nan)], axis=1), total, valid,
+        {int(row): "no" for row in np.flatnonzero(~valid)},
+    )  # fmt: skip
+    found = reward_metrics(scores, 3)
+    assert found == pytest.approx(
+        {
+            "reward/invalid_frac": 5 / 9,
+            "reward/total": (0.2 + 0.6 + 0.4 + 1.0) / 4,
+            "reward/best_of_group": (0.6 + 0.4 + 1.0) / 3,
+            "reward/pdms": (0.2 + 0.6 + 0.4 + 1.0) / 4,
+            "reward/part": (0.4 + 0.6 + 0.0) / 3,
+        }
+    )
+    nothing = replace(scores, valid=np.zeros(9, dtype=np.bool_), failures=dict.fromkeys(range(9), "no"))
+    assert reward_metrics(nothing, 3) == {"reward/invalid_frac": 1.0}
