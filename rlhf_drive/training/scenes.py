@@ -117,7 +117,7 @@ def _compared(items: Iterable[Scene | Refused], job: _Job) -> Iterator[Scene | R
     section = job.section
     try:
         recommended = set(json.loads(job.item.read_text())["recommended_start_indices"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         recommended = set()  # the importer has refused this recording already, or it gives no recommendation
     for item in items:
         heldout = isinstance(item, Scene) and (
@@ -221,7 +221,9 @@ def _origin(section: ScenesSection) -> dict[str, object]:
     origin |= {"heldout_fraction": section.heldout_fraction, "min_human_pdms": section.min_human_pdms}
     if section.source == "generate":
         return origin | {"count": section.count, "wanted_kinds": list(section.kinds)}
-    return origin | {"starts": section.starts}
+    names = [path.stem for path in recording_paths(Path(str(section.path)))]
+    digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).hexdigest()
+    return origin | {"starts": section.starts, "recordings": f"{len(names)} by the names of {digest}"}
 
 
 def open_scenes(section: ScenesSection, run_dir: Path, *, on_progress: Progress | None = None) -> SceneStore:
