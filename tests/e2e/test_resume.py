@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from rlhf_drive.config import load_recipe
 from rlhf_drive.policies import load_policy
 from rlhf_drive.policies.checkpoints import sha256
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.metrics import read_metrics
+from rlhf_drive.training.scenes import build_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 100.0
@@ -215,3 +217,41 @@ def test_killed_from_outside_at_random_moments(
         arguments = ["train", "--resume", str(run)]
     assert finish(start(tmp_path, *arguments)) == 0
     assert_same(run, uninterrupted)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true in time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir() or len(os.sched_getaffinity(0)) < 2, reason="needs /proc and two cores"
+)
+def test_killed_while_scenes_are_made(tmp_path: Path) -> None:
+    """Workers end with the run, and a resumed run makes the same store as one that was left alone."""
+    arguments = ["train", "scenes", "scenes.count=26", "scenes.min_human_pdms=0", f"output_dir={tmp_path}"]
+    process = start(tmp_path, *arguments, "name=run")
+    try:
+        assert wait_for(lambda: len(children(process.pid)) >= 2)  # the workers; what else there is ends with them
+        workers = children(process.pid)
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    run = tmp_path / "run"
+    assert not (run / "scenes").exists()
+    assert finish(start(tmp_path, "train", "--resume", str(run))) == 0
+    section = load_recipe(run / "recipe.yaml").scenes
+    store = build_scenes(section, tmp_path / "store", workers=1)
+    assert len(store) + len(store.info["refused"]) == 26
+    for path in sorted(store.path.iterdir()):
+        assert (run / "scenes" / path.name).read_bytes() == path.read_bytes()
