@@ -36,7 +36,8 @@ def build_accelerator(device: str) -> Accelerator:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch sees no GPU; use device=auto or device=cpu.")
-    accelerator = Accelerator(cpu=device == "cpu")
+    # An environment variable of `accelerate` must not change the precision behind the recipe's back.
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     if accelerator.num_processes > 1:
         raise ConfigError(
             f"{accelerator.num_processes} processes were launched; training runs in one process for now. Start it with "

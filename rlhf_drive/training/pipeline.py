@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rewards.service import LocalRewardService
+from rewards.carriers import Scores
+from rewards.service import LocalRewardService, check_invalid
 from rlhf_drive.compare.analysis import Bootstrap, Comparison
 from rlhf_drive.compare.baselines import baseline_planners
 from rlhf_drive.compare.evaluate import Evaluation, Planner, evaluate
@@ -21,7 +22,7 @@ from rlhf_drive.config import Recipe
 from rlhf_drive.objectives import make_objective
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
-from rlhf_drive.scenes import Scene
+from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.build import (
     build_accelerator,
@@ -163,7 +164,7 @@ class _Run:
         ]
         planners += baseline_planners(section.baselines)
         with build_rewards(self.recipe.reward) as rewards:
-            evaluation = _evaluate(planners, scenes, rewards)
+            evaluation = _evaluate(planners, scenes, _Tolerant(rewards, self.recipe.reward.max_invalid_fraction))
         self._report(evaluation, scenes)
 
     def _report(self, evaluation: Evaluation, scenes: list[Scene]) -> None:
@@ -199,7 +200,21 @@ def _comparisons(policies: list[str], seeds: tuple[str, ...], evaluated: list[st
     return [c for c in found if {*c.policies, c.reference} <= set(evaluated)]
 
 
-def _evaluate(planners: list[Planner], scenes: list[Scene], rewards: LocalRewardService) -> Evaluation:
+@dataclass(frozen=True)
+class _Tolerant:
+    """Scores plans, and stops when more of a batch cannot be scored than the recipe tolerates."""
+
+    rewards: LocalRewardService
+    max_invalid_fraction: float
+
+    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+        """Scores of all rows."""
+        scores = self.rewards.score(scenes, trajectories)
+        check_invalid(scores, self.max_invalid_fraction)
+        return scores
+
+
+def _evaluate(planners: list[Planner], scenes: list[Scene], rewards: _Tolerant) -> Evaluation:
     with _progress("compare") as on_progress:
         return evaluate(planners, scenes, rewards, on_progress=lambda name, done, total: on_progress(done, total, name))
 
