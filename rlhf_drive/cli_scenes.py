@@ -23,38 +23,38 @@ __all__ = ["scenes_app"]
 scenes_app = typer.Typer(help="Driving scenes.", no_args_is_help=True)
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the scene store.")]
-Seed = Annotated[int, typer.Option(help="Seed of the split, and of the generator.")]
-Heldout = Annotated[float, typer.Option(help="Share of the scenes kept for comparison.")]
-MinHuman = Annotated[float, typer.Option(help="Leave out scenes whose driver scores less PDMS (0..1).")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the split, and of the generator.")]
+Heldout = Annotated[float | None, typer.Option(help="Share of the scenes kept for comparison.")]
+MinHuman = Annotated[float | None, typer.Option(help="Leave out scenes whose driver scores less PDMS (0..1).")]
 
 
 @scenes_app.command()
 def generate(
     store: Store,
-    count: Annotated[int, typer.Option(help="Scenes to generate.")] = 1000,
+    count: Annotated[int | None, typer.Option(help="Scenes to generate.")] = None,
     kinds: Annotated[str, typer.Option(help="Situation kinds, separated by commas; empty = all.")] = "",
-    seed: Seed = 0,
-    heldout_fraction: Heldout = 0.25,
-    min_human_pdms: MinHuman = 0.8,
+    seed: Seed = None,
+    heldout_fraction: Heldout = None,
+    min_human_pdms: MinHuman = None,
 ) -> None:
-    """Generate scenes by rule and write a scene store."""
+    """Generate scenes by rule and write a scene store. What is not given is as in the recipe `scenes`."""
     names = [name.strip() for name in kinds.split(",") if name.strip()]
-    overrides = [f"scenes.count={count}", f"scenes.kinds={json.dumps(names)}"]
-    _build("scenes", overrides, store, seed, heldout_fraction, min_human_pdms)
+    _build("scenes", store, count=count, kinds=names, seed=seed, heldout_fraction=heldout_fraction,
+           min_human_pdms=min_human_pdms)  # fmt: skip
 
 
 @scenes_app.command("import")
 def import_scenes(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of recordings.")],
     store: Store,
-    starts: Annotated[str, typer.Option(help="Start frames: recommended, moving or all.")] = "recommended",
-    seed: Seed = 0,
-    heldout_fraction: Heldout = 0.25,
-    min_human_pdms: MinHuman = 0.8,
+    starts: Annotated[str | None, typer.Option(help="Start frames: recommended, moving or all.")] = None,
+    seed: Seed = None,
+    heldout_fraction: Heldout = None,
+    min_human_pdms: MinHuman = None,
 ) -> None:
-    """Import recorded driving and write a scene store."""
-    overrides = [f"scenes.path={json.dumps(str(folder))}", f"scenes.starts={json.dumps(starts)}"]
-    _build("real_scenes", overrides, store, seed, heldout_fraction, min_human_pdms)
+    """Import recorded driving and write a scene store. What is not given is as in the recipe `real_scenes`."""
+    _build("real_scenes", store, path=str(folder), starts=starts, seed=seed, heldout_fraction=heldout_fraction,
+           min_human_pdms=min_human_pdms)  # fmt: skip
 
 
 @scenes_app.command()
@@ -100,10 +100,10 @@ def show(
     typer.echo(f"Scene {chosen.token}: {out}")
 
 
-def _build(recipe: str, overrides: list[str], store: Path, seed: int, heldout: float, min_human: float) -> None:
-    """Write the store that a recipe's section with these changes describes."""
-    shared = [f"scenes.seed={seed}", f"scenes.heldout_fraction={heldout}", f"scenes.min_human_pdms={min_human}"]
-    section: ScenesSection = load_checked(recipe, [*overrides, *shared]).scenes
+def _build(recipe: str, store: Path, **changes: object) -> None:
+    """Write the store that a recipe's section describes, with those of the changes that are not None."""
+    overrides = [f"scenes.{key}={json.dumps(value)}" for key, value in changes.items() if value is not None]
+    section: ScenesSection = load_checked(recipe, overrides).scenes
     from rlhf_drive.training.scenes import build_scenes
 
     with _progress() as on_progress:

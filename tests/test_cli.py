@@ -256,6 +256,33 @@ def test_scenes_generate_and_import_check_their_options_first(
     assert (wrong.code, absent.code, store.exists()) == (2, 2, False)
 
 
+def test_scenes_are_made_as_the_recipe_says_unless_told_otherwise(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    import rlhf_drive.training.scenes as training_scenes
+    from rlhf_drive.scenes.store import SceneStore
+
+    asked = []
+
+    def build_scenes(section: Any, folder: Path, **_: Any) -> SceneStore:
+        asked.append((section, folder))
+        return SceneStore.open(store)
+
+    monkeypatch.setattr(training_scenes, "build_scenes", build_scenes)
+    new = tmp_path / "new"
+    assert Result(capsys, "scenes", "generate", str(new)).code == 0
+    assert Result(capsys, "scenes", "generate", str(new), "--count", "7", "--kinds", "cut_in, merge").code == 0
+    result = Result(capsys, "scenes", "import", str(tmp_path), str(new), "--starts", "all", "--seed", "5")
+    generated = load_recipe("scenes").scenes
+    recorded = load_recipe("real_scenes", [f"scenes.path={tmp_path}"]).scenes
+    assert asked == [
+        (generated, new),
+        (replace(generated, count=7, kinds=("cut_in", "merge")), new),
+        (replace(recorded, starts="all", seed=5), new),
+    ]
+    assert result.out.strip() == f"Scene store: {new} (4 train, 2 held out, 1 refused)"
+
+
 def test_rewards_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     lines = {line.split()[0]: line for line in Result(capsys, "rewards", "list").out.splitlines()}
     assert "Drivable-area compliance" in lines["dac"]
