@@ -86,6 +86,7 @@ class RlTrainer:
         if not settings.train_router:
             freeze_router(policy)
         self.load_cv = 0.0
+        self.likelihood_s = 0.0
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -101,7 +102,8 @@ class RlTrainer:
             scores: N scored rows.
 
         Returns:
-            Metrics by ``area/name``; ``ratio/first_*`` are those before the first update, where the ratio is 1.
+            Metrics by ``area/name``; ``ratio/first_*`` are those before the first update, where the ratio is 1. Seconds
+            of the reference's likelihood, of the live one, and of loss, gradients and optimizer (``time/update_s``).
 
         Raises:
             TrainingError: Loss or gradient norm is not finite.
@@ -127,7 +129,7 @@ class RlTrainer:
         started = time.perf_counter()
         references = self._reference_logp(kept, scenes, rollout)
         metrics["time/reference_s"] = time.perf_counter() - started
-        started = time.perf_counter()
+        started, self.likelihood_s = time.perf_counter(), 0.0
         for iteration in range(self.settings.num_iterations):
             parts = self._iteration(kept, scenes, rollout, advantages.values, valid, references, denominators)
             merged = self._update(parts)
@@ -135,7 +137,8 @@ class RlTrainer:
                 metrics.update({f"ratio/first_{k}": merged[f"ratio/{k}"] for k in ("mean", "min", "max")})
                 metrics["logprob_mismatch/max"] = merged["logprob_mismatch/max"]
             metrics.update({k: v for k, v in merged.items() if k != "logprob_mismatch/max"})
-        metrics["time/update_s"] = time.perf_counter() - started
+        metrics["time/likelihood_s"] = self.likelihood_s
+        metrics["time/update_s"] = time.perf_counter() - started - self.likelihood_s
         return metrics
 
     def _micro_batches(self, kept: Tensor) -> tuple[Tensor, ...]:
@@ -170,8 +173,10 @@ class RlTrainer:
             rows = _rows_of(part, rollout.num_generations)
             trace = rollout.trace.rows(rows)
             self.policy.record = RouterRecord() if i == 0 else None
+            started = time.perf_counter()
             context = self.policy.encode(self.features.batch(self.policy, [scenes[s] for s in part.tolist()]))
             logp, mask = trace_logp(self.policy, context, trace)
+            self.likelihood_s += time.perf_counter() - started
             old_logp = flatten_steps(trace.logp)
             learned = valid[rows].to(device)
             inputs = LossInputs(

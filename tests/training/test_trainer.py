@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -152,3 +153,14 @@ def test_weights_that_broke_stop_the_run_and_name_scenes(recipe: Recipe, scenes:
         trainer.policy.head.mixture.bias.fill_(torch.nan)
     with pytest.raises(TrainingError, match=scenes[0].token):
         trainer.step(2, scenes, rollout, scores_of(leftness(rollout)))
+
+
+def test_seconds_by_part_add_up_to_the_step(recipe: Recipe, scenes: list[Scene]) -> None:
+    trainer = make_trainer(recipe, num_iterations=2)
+    rollout = sample(recipe, trainer.policy, scenes)
+    started = time.perf_counter()
+    metrics = trainer.step(2, scenes, rollout, scores_of(leftness(rollout)))
+    whole = time.perf_counter() - started
+    parts = [metrics[f"time/{name}_s"] for name in ("reference", "likelihood", "update")]
+    assert min(parts) > 0
+    assert 0.5 * whole < sum(parts) <= whole
