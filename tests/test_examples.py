@@ -1,0 +1,74 @@
+"""The examples run, and show what they say."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rewards.pdms import score_pdms
+from rewards.prepare import prepare_scene
+from rlhf_drive.config import load_recipe
+from rlhf_drive.policies import load_policy
+from rlhf_drive.registry import load_function
+from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training.build import build_policy
+from rlhf_drive.training.checkpoint import publish_policy
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def main_of(name: str) -> Any:
+    """`main` of an example."""
+    return load_function(f"{EXAMPLES / name}.py:main")
+
+
+def test_train_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = main_of("train_in_python")(20, 3, 2, tmp_path)
+    printed = capsys.readouterr().out
+    assert list(result.planners) == ["before RL", "after RL", "human", "constant_velocity"]
+    store = SceneStore.open(tmp_path / "scenes")
+    scenes = store.split("heldout")
+    assert result.tokens == tuple(scene.token for scene in scenes)
+    human = [score_pdms(prepare_scene(s.reference), s.reference.human_poses[None]).pdms[0] for s in scenes]
+    np.testing.assert_array_equal(result.column("human"), human)
+    row = next(line for line in printed.splitlines() if "human" in line)
+    assert f"{100 * np.mean(human):.1f}" in row
+    assert re.findall(r"^step +(\d+)  reward/total", printed, re.MULTILINE) == ["1", "2"]
+    assert len(re.findall(r"loss/heldout", printed)) == 3
+    weights = [load_policy(tmp_path / stage / "policy").state_dict() for stage in ("sft", "rl")]
+    assert any(not torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_inspect_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "rollouts.png"
+    rollout, scores = main_of("inspect_rollouts")(group=5, steps=4, index=2, out=picture)
+    header, _, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.endswith("5 plans of 16 tokens in 4 steps")
+    assert last == f"Picture: {picture}"
+    for row in rows:
+        n, logp, ratio = row.split()[:3]
+        assert float(logp) == pytest.approx(float(rollout.trace.logp[:, int(n)].sum()), abs=0.051)
+        assert ratio in ("1.0000", "0.9999", "1.0001")
+    assert sorted(int(row.split()[0]) for row in rows) == list(range(5))
+    shown = [float(row.split()[-2]) for row in rows]
+    assert shown == pytest.approx(sorted(scores.total, reverse=True), abs=0.0051)
+    data = picture.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n")
+    assert struct.unpack(">II", data[16:24]) == (640, 640)
+
+
+def test_inspect_rollouts_of_a_checkpoint(tiny_store: SceneStore, tmp_path: Path) -> None:
+    policy = build_policy(load_recipe("quickstart", ["seed=5"]), torch.device("cpu"))
+    publish_policy(policy, tmp_path / "policy", info={})
+    main = main_of("inspect_rollouts")
+    arguments = {"store": tiny_store.path, "group": 3, "steps": 2, "out": tmp_path / "picture.png"}
+    one, _ = main(tmp_path / "policy", index=1, **arguments)
+    fresh, _ = main(None, index=1, **arguments)
+    assert one.scene_tokens == (tiny_store.split("heldout")[1].token,)
+    assert not torch.equal(one.trace.logp, fresh.trace.logp)
