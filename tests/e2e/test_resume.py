@@ -18,6 +18,7 @@ from rlhf_drive.config import load_recipe
 from rlhf_drive.policies import load_policy
 from rlhf_drive.policies.checkpoints import sha256
 from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training import pipeline
 from rlhf_drive.training.metrics import read_metrics
 from rlhf_drive.training.scenes import build_scenes
 
@@ -249,9 +250,9 @@ def test_killed_while_scenes_are_made(tmp_path: Path) -> None:
     assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     run = tmp_path / "run"
     assert not (run / "scenes").exists()
-    assert finish(start(tmp_path, "train", "--resume", str(run))) == 0
-    section = load_recipe(run / "recipe.yaml").scenes
-    store = build_scenes(section, tmp_path / "store", workers=1)
+    recipe = load_recipe(run / "recipe.yaml")
+    assert pipeline.run(recipe, resume=run) == run
+    store = build_scenes(recipe.scenes, tmp_path / "store", workers=1)
     assert len(store) + len(store.info["refused"]) == 26
     for path in sorted(store.path.iterdir()):
         assert (run / "scenes" / path.name).read_bytes() == path.read_bytes()
