@@ -162,7 +162,8 @@ def sft_loss(denoiser: Denoiser, tokens: Tensor, context: Any, order: str, gener
     """Masked-diffusion bound per row: ``mean over hidden positions of -log p(token | state)``, nats per token, ``[N]``.
 
     Its expectation over masks of order `random` times L bounds ``-log p(tokens)`` from above (LLaDA eq. 3 with the
-    number of masked tokens drawn first); with a single fixed order it equals it up to the grouping of steps.
+    number of masked tokens drawn first). With a fixed order it trains the states that this decoder visits, on all
+    positions still hidden there and not on the next ones alone: no bound, but right for any number of steps.
     """
     state, hidden = corrupt(tokens, denoiser.vocab_size, order, generator)
     time = 1.0 - hidden.float().mean(dim=1)

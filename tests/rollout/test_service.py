@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rlhf_drive.compare.planners import PolicyPlanner
 from rlhf_drive.config import Recipe
 from rlhf_drive.policies import Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
@@ -46,6 +49,13 @@ def test_the_policy_sees_nothing_of_the_reference(policy: Policy, tiny_store: Sc
         for some in (scenes, [blinded(scene) for scene in scenes])
     ]
     assert torch.equal(samples[0], samples[1])
+
+
+def test_a_scene_without_any_reference_can_be_sampled(policy: Policy, tiny_store: SceneStore) -> None:
+    scenes = tiny_store.split("heldout")[:4]
+    bare: list[Any] = [replace(scene, reference=None) for scene in scenes]  # reading anything of it would raise
+    samples = [PolicyPlanner("p", policy, DECODING, 2, 1, FeatureCache()).plan(some).poses for some in (scenes, bare)]
+    assert np.array_equal(samples[0], samples[1])
 
 
 @pytest.mark.parametrize("order", ["causal", "random", "confidence"])
