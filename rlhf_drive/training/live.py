@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RL_COLUMNS", "SFT_COLUMNS", "Column", "LiveTable", "format_duration"]
 
-ROWS = 12
-"""Latest steps that the table shows."""
+STEPS = 12
+"""Latest steps that the table shows at most."""
+NAME_WIDTH, STEP_WIDTH = 18, 11
+"""Characters for a metric's name, and for its value at one step."""
 WINDOW = 20
 """Steps whose mean duration predicts the time left."""
 
@@ -92,7 +94,7 @@ class LiveTable:
         self._stream = stream if stream is not None else sys.stdout
         self._clock = clock
         self._times: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
-        self._rows: deque[tuple[int, dict[str, str], str]] = deque(maxlen=ROWS)
+        self._rows: deque[tuple[int, dict[str, str], str]] = deque(maxlen=STEPS)
         self._live: Any = None
 
     def __enter__(self) -> LiveTable:
@@ -120,7 +122,7 @@ class LiveTable:
         cells = self._cells(metrics)
         self._rows.append((step, cells, left))
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self._table(self._live.console.width), refresh=True)
             return
         parts = [f"{self._phase} {step}/{self._total}", *(f"{k} {v}" for k, v in cells.items() if v), f"left {left}"]
         self._stream.write(" | ".join(parts) + "\n")
@@ -146,15 +148,21 @@ class LiveTable:
                 cells[column.title] = f"{metrics[column.metric]:.{column.digits}f}" if known else ""
         return cells
 
-    def _table(self) -> Table:
+    def _table(self, width: int) -> Table:
+        """A line per metric, a column per step, as many of the latest steps as fit into `width` characters."""
+        from rich import box
         from rich.table import Table
 
         titles = list(dict.fromkeys(title for _, cells, _ in self._rows for title in cells))
-        table = Table(title=f"{self._phase}: step {self._rows[-1][0]} of {self._total}")
-        for title in ("step", *titles, "left"):
-            table.add_column(title, justify="right")
-        for step, cells, left in self._rows:
-            table.add_row(str(step), *(cells.get(title, "") for title in titles), left)
+        shown = list(self._rows)[-max(1, (width - NAME_WIDTH) // STEP_WIDTH) :]
+        last, _, left = shown[-1]
+        title = f"{self._phase}: step {last} of {self._total}, {left} left"
+        table = Table(title=title, box=box.SIMPLE_HEAD, min_width=len(title))
+        table.add_column("step")
+        for step, _, _ in shown:
+            table.add_column(str(step), justify="right", no_wrap=True)
+        for name in titles:
+            table.add_row(name, *(cells.get(name, "") for _, cells, _ in shown))
         return table
 
 

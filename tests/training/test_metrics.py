@@ -119,6 +119,25 @@ def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4 s" in out.getvalue()
 
 
+def test_the_table_of_rl_is_readable_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ("total", "best_of_group", "invalid_frac", "nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
+    metrics = {f"reward/{name}": 0.51234 for name in names} | {
+        "ratio/mean": 1.00015, "kl/ref_k3": 0.01234, "ratio/clip_frac": 0.1, "groups/spread": 0.5,
+        "groups/degenerate_frac": 0.25, "time/scenes_per_s": 12.3,
+    }  # fmt: skip
+    out = _Terminal()
+    with LiveTable("rl-seed0", 50, RL_COLUMNS, stream=out, clock=_clock(*map(float, range(13)))) as table:
+        for step in range(1, 13):
+            table.update(step, metrics)
+    assert "…" not in out.getvalue()
+    last = out.getvalue().rpartition("step 12 of 50, 38 s left")[2]
+    assert [line.split()[1:] for line in last.splitlines() if line.split()[:1] == ["KL"]] == [["0.0123"] * 5]
+    for title in ("reward", "best_of_group", "pdms", "ratio", "clip", "spread", "flat groups", "scenes/s"):
+        assert f" {title} " in last
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-1, "0 s"), (59.4, "59 s"), (65, "1 min 05 s"), (3599.9, "1 h 00 min"), (7620, "2 h 07 min")]
 )
