@@ -75,10 +75,6 @@ class OnRamp:
     """Arclength on the ramp where it has become the main lane."""
 
 
-def _pose(point: Array, heading: float) -> Array:
-    return np.array([point[0], point[1], heading])
-
-
 def _ribbon(
     center: Array, width: float, limit: float, on_route: bool, signal: int = -1, *, connector: bool = True
 ) -> Lane:

@@ -60,11 +60,6 @@ def _outline(lane: Lane) -> Polygon:
     return polygon
 
 
-def _headings(line: Array) -> Array:
-    step = np.diff(line, axis=0)
-    return np.asarray(np.arctan2(step[:, 1], step[:, 0]))
-
-
 def _crosses(a: Array, b: Array) -> bool:
     """Whether two polylines cross at more than 30 degrees."""
     start, step = a[:-1, None], np.diff(a, axis=0)[:, None]
