@@ -24,12 +24,10 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint gives back besides the policy's weights."""
+    """What a checkpoint gives back besides the states of policy, optimizer and generator."""
 
     step: int
     """Steps done; training goes on with this step (0-based)."""
-    optimizer: Mapping[str, Any]
-    """Optimizer state dict."""
     values: Mapping[str, Any]
     """What else the job keeps, as plain JSON data."""
 
@@ -110,7 +108,7 @@ class CheckpointStore:
         policy.load_state_dict(stored.state_dict())
         optimizer.load_state_dict(blob["optimizer"])
         torch.set_rng_state(blob["rng"])
-        return TrainingState(step=int(state["step"]), optimizer=blob["optimizer"], values=state["values"])
+        return TrainingState(step=int(state["step"]), values=state["values"])
 
     def _read_state(self, folder: Path) -> dict[str, Any]:
         path = folder / STATE
