@@ -78,6 +78,20 @@ def test_judging_adds_references_scores_and_the_flag(raw: list[Scene]) -> None:
     assert 2 <= sum(flags) <= 10
 
 
+def test_a_scene_in_which_the_human_does_badly_is_not_challenging(raw: list[Scene]) -> None:
+    """A human who drives the same path at a third of the speed scores below 0.8 for lack of progress."""
+    times = np.arange(0.0, 4.1, 0.5)
+    hard = 0
+    for scene in raw:
+        path = np.concatenate([np.zeros((1, 3)), scene.reference.human_poses])
+        slow = np.stack([np.interp(times[1:] / 3.0, times, path[:, i]) for i in range(3)], axis=1)
+        item = judge(scene.with_reference(human_poses=slow), min_human_pdms=0.0)
+        if isinstance(item, Judged) and item.pdms["human"] < 0.8:
+            hard += item.pdms["constant_velocity"] < 0.8
+            assert not item.scene.challenging
+    assert hard >= 2
+
+
 def test_a_human_who_fails_is_refused_with_the_reason(raw: list[Scene]) -> None:
     scene = raw[0]
     good = judge(scene, min_human_pdms=0.0)
