@@ -15,7 +15,15 @@ from rlhf_drive.errors import CheckpointError, RlhfDriveError
 from rlhf_drive.policies.policy import Architecture, Policy
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 
-__all__ = ["describe_difference", "load_policy", "read_manifest", "replace_folder", "save_policy", "sha256"]
+__all__ = [
+    "describe_difference",
+    "load_policy",
+    "read_manifest",
+    "replace_folder",
+    "restore_folder",
+    "save_policy",
+    "sha256",
+]
 
 FORMAT = 1
 WEIGHTS = "policy.safetensors"
@@ -32,13 +40,21 @@ def sha256(path: Path) -> str:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Put a finished folder in its place; a crash leaves the old one or the new one, never half of either."""
+    """Put a finished folder in its place. A crash never leaves half a folder; between the two renames it leaves the old
+    one under another name, which :func:`restore_folder` undoes."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.replace(old)
     temporary.replace(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(final: Path) -> None:
+    """Bring back a folder that a crash inside :func:`replace_folder` left under its other name."""
+    old = final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():
+        old.replace(final)
 
 
 def save_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any] | None = None) -> None:

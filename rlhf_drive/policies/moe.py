@@ -43,6 +43,14 @@ class RouterRecord:
         loads = torch.stack([self.load(i) for i in range(len(self.logits))])
         return float((loads.std(dim=-1, correction=0) / loads.mean(dim=-1)).mean())
 
+    def flips(self, old: RouterRecord) -> float:
+        """Share of token slots whose expert the same token did not have in an earlier pass."""
+        moved = [
+            1.0 - (new[:, :, None] == before[:, None, :]).any(dim=-1).float().mean()
+            for new, before in zip(self.chosen, old.chosen, strict=True)
+        ]
+        return float(torch.stack(moved).mean())
+
 
 class SparseMoE(nn.Module):
     """``shared(x) + sum over the top-k experts of gate_e(x) expert_e(x)``; gates are a softmax over the chosen logits.

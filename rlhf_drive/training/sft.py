@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf_drive.errors import TrainingError
 from rlhf_drive.policies import Policy, load_policy
+from rlhf_drive.policies.checkpoints import restore_folder
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.policies.moe import RouterRecord
@@ -126,6 +127,7 @@ def train_sft(
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
+    restore_folder(folder / "policy")
     checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
     targets = _targets(policy, train)
     per_epoch = math.ceil(len(train) / settings.batch_size)

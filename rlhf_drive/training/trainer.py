@@ -85,7 +85,8 @@ class RlTrainer:
         self.reference = copy.deepcopy(policy).requires_grad_(False) if settings.beta > 0 else None
         if not settings.train_router:
             freeze_router(policy)
-        self.load_cv = 0.0
+        self.routing: RouterRecord | None = None
+        self.first_routing: RouterRecord | None = None
         self.likelihood_s = 0.0
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -130,6 +131,7 @@ class RlTrainer:
         references = self._reference_logp(kept, scenes, rollout)
         metrics["time/reference_s"] = time.perf_counter() - started
         started, self.likelihood_s = time.perf_counter(), 0.0
+        self.first_routing = None
         for iteration in range(self.settings.num_iterations):
             parts = self._iteration(kept, scenes, rollout, advantages.values, valid, references, denominators)
             merged = self._update(parts)
@@ -195,15 +197,18 @@ class RlTrainer:
             difference = torch.where(mask, logp.detach() - old_logp, 0.0).abs().max()
             part_metrics = {**outputs.metrics, "loss/total": outputs.loss.detach(), "logprob_mismatch/max": difference}
             if self.policy.record is not None:
-                self.load_cv = self.policy.record.load_cv()
-                self.policy.record = None
+                self.routing, self.policy.record = self.policy.record, None
             parts.append(part_metrics)
         return parts
 
     def _update(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """One optimizer step on the accumulated gradient."""
         merged = merge_metrics(parts)
-        merged["moe/load_cv"] = self.load_cv
+        if self.routing is not None:
+            # Of the first micro-batch: how even the load is, and how far routing has moved since the first pass.
+            self.first_routing = self.first_routing or self.routing
+            merged["moe/load_cv"] = self.routing.load_cv()
+            merged["moe/routing_flip_frac"] = self.routing.flips(self.first_routing)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             raise TrainingError(f"The gradient norm is {norm.item()}; lower rl.learning_rate or check the reward.")

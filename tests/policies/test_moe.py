@@ -53,6 +53,12 @@ def test_balance_loss_is_one_when_balanced_and_e_when_collapsed() -> None:
     assert collapsed.load_cv() == pytest.approx(3**0.5)
 
 
+def test_flips_count_slots_whose_expert_is_new_to_the_token() -> None:
+    old = RouterRecord([], [torch.tensor([[0, 1], [2, 3]])])
+    # First token: the same two in another order; second: one of two is new.
+    assert RouterRecord([], [torch.tensor([[1, 0], [2, 4]])]).flips(old) == pytest.approx(0.25)
+
+
 def test_z_loss_is_the_squared_log_partition() -> None:
     record = RouterRecord([torch.zeros(3, 4)], [torch.zeros(3, 1, dtype=torch.long)])
     assert record.z_loss().item() == pytest.approx(torch.log(torch.tensor(4.0)).item() ** 2)

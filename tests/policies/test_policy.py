@@ -12,6 +12,7 @@ import torch
 
 from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy, masked, save_policy
+from rlhf_drive.policies.checkpoints import restore_folder
 from rlhf_drive.policies.inputs import mirror_batch, stack_features
 from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.scenes import Command, Observation
@@ -164,6 +165,18 @@ def test_checkpoint_rebuilds_the_same_policy(policy: Policy, tmp_path: Path) -> 
         masked.sample(p, p.encode(scenes), uniforms, Decoding(4, "confidence", 1.0, 0)) for p in (policy, back.eval())
     ]
     assert torch.equal(traces[0].tokens, traces[1].tokens)
+
+
+def test_a_folder_lost_between_two_renames_comes_back(tmp_path: Path) -> None:
+    old, final = tmp_path / ".policy.old", tmp_path / "policy"
+    old.mkdir()
+    (old / "policy.json").write_text("{}")
+    restore_folder(final)
+    assert (final / "policy.json").read_text() == "{}"
+    old.mkdir()
+    restore_folder(final)  # a folder that is there is never replaced by an older one
+    assert (final / "policy.json").exists()
+    assert old.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "missing", "format", "architecture"])

@@ -67,6 +67,7 @@ def test_ratio_is_one_and_kl_zero_before_the_first_update(recipe: Recipe, scenes
         assert metrics[f"ratio/first_{name}"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["logprob_mismatch/max"] < 1e-4
     assert metrics["kl/ref_k3"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["moe/routing_flip_frac"] == 0.0
 
 
 def test_second_iteration_sees_a_moved_ratio(recipe: Recipe, scenes: list[Scene]) -> None:
@@ -75,6 +76,7 @@ def test_second_iteration_sees_a_moved_ratio(recipe: Recipe, scenes: list[Scene]
     metrics = trainer.step(2, scenes, rollout, scores_of(leftness(rollout)))
     assert metrics["ratio/first_max"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["ratio/max"] > 1.0005
+    assert 0.0 <= metrics["moe/routing_flip_frac"] < 0.5
 
 
 @pytest.mark.parametrize("micro", [1, 2, 6])
