@@ -34,6 +34,7 @@ class Notes:
 
     lines: list[dict[str, float]] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
+    stop_after: int = 0
 
     def resume(self, step: int) -> None:
         """As the protocol says."""
@@ -43,6 +44,8 @@ class Notes:
         """As the protocol says."""
         assert step == len(self.lines) + 1 + (self.resumed[-1] if self.resumed else 0)
         self.lines.append(dict(metrics))
+        if step == self.stop_after:
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class Bench:
     train: list[Scene]
     folder: Path
 
-    def run(self, heldout: Sequence[Scene] | None = None, **changes: Any) -> tuple[SftResult, Notes]:
-        """Train with changed settings; on the training scenes as held-out ones unless others are given."""
-        notes = Notes()
+    def run(self, *, stop_after: int = 0, **changes: Any) -> tuple[SftResult, Notes]:
+        """Train with changed settings, on the training scenes as held-out ones too; perhaps interrupted at a step."""
+        notes = Notes(stop_after=stop_after)
         result = train_sft(
-            self.policy, self.train, heldout or self.train, replace(self.settings, **changes), self.folder,
+            self.policy, self.train, self.train, replace(self.settings, **changes), self.folder,
             accelerator=build_accelerator("cpu"), features=FEATURES, journal=notes,
         )  # fmt: skip
         return result, notes
@@ -130,6 +133,21 @@ def test_the_best_weights_are_published_and_stay_in_the_policy(bench: Bench, mon
     assert torch.equal(flat(bench.policy), seen[1])
     info = read_manifest(bench.folder / "policy")["info"]
     assert info == {"stage": "sft", "epoch": 1, "heldout_loss": 2.0}
+
+
+def test_a_resumed_training_remembers_how_long_the_loss_has_not_fallen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = script(monkeypatch, [3.0, 2.0, 2.1, 2.2, 2.3, 2.4])
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(max_epochs=20, patience=3, save_steps=5, stop_after=7)
+    assert len(seen) == 3
+    best = seen[1]
+    seen = script(monkeypatch, [2.1, 2.2, 2.3, 2.4])  # step 5 is in the third epoch
+    result, notes = bench.run(max_epochs=20, patience=3, save_steps=5)
+    assert notes.resumed == [5]
+    assert result == SftResult(heldout_loss=2.0, epoch=2, epochs=5, plateaued=True)
+    assert torch.equal(flat(bench.policy), best)
 
 
 def test_heldout_loss_is_a_function_of_weights_and_scenes(bench: Bench) -> None:
