@@ -96,6 +96,7 @@ def heldout_loss(policy: Policy, scenes: Sequence[Scene], features: FeatureCache
     return total / len(scenes)
 
 
+@torch.random.fork_rng(devices=[])  # dropout draws from torch's own generator: seeded here, given back as it was
 def train_sft(
     policy: Policy,
     train: Sequence[Scene],
@@ -134,7 +135,7 @@ def train_sft(
     total = per_epoch * settings.max_epochs
     best, best_epoch, fell_epoch, step = math.inf, -1, -1, 0
     epoch_losses: list[float] = []
-    torch.manual_seed(settings.seed)  # dropout; checkpoints carry the generator on
+    torch.manual_seed(settings.seed)  # checkpoints carry the generator on
     if state := checkpoints.load(policy, optimizer):
         step, best = state.step, float(state.values["best"])
         best_epoch, fell_epoch = int(state.values["best_epoch"]), int(state.values["fell_epoch"])

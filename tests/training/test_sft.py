@@ -216,3 +216,9 @@ def test_masks_and_mirroring_depend_on_seed_and_step_alone(bench: Bench, monkeyp
     keys = ("loss/train", "optim/grad_norm", "moe/load_cv")
     assert [[line[k] for k in keys] for line in notes.lines] == [[line[k] for k in keys] for line in again.lines]
     assert notes.lines[0]["loss/train"] != other.lines[0]["loss/train"]
+
+
+def test_torch_s_own_generator_is_given_back_as_it_was(bench: Bench) -> None:
+    before = torch.get_rng_state()
+    bench.run(max_epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
