@@ -114,7 +114,10 @@ class _Run:
             f"sft: held-out loss {result.heldout_loss:.4f} nats per token in epoch {result.epoch} of {result.epochs}"
         )
         if not result.plateaued:
-            print_info("sft: the held-out loss was still falling when the epochs ended; raise sft.max_epochs")
+            print_info(
+                f"sft: the epochs ended before the held-out loss had been flat for {settings.patience} of them; raise "
+                "sft.max_epochs to see whether it falls further"
+            )
 
     def _sft_policy(self) -> Policy:
         named = self.recipe.rl.policy  # given in job `rl` only: a pipeline goes on from its own
