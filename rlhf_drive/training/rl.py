@@ -24,8 +24,12 @@ from rollout import RolloutService
 
 __all__ = ["check_likelihood", "reward_metrics", "train_rl"]
 
-LOGPROB_TOLERANCE = 1e-3
-"""Largest difference between a sampler's and a recomputed log-probability that rounding explains (nats)."""
+LOGPROB_TOLERANCE = 1e-2
+"""Largest difference between a sampler's and a recomputed log-probability that rounding explains (nats).
+
+Rounding alone moves it by about 1e-5. Where two experts' router logits tie to the last bits, a batch of another shape
+can choose the other one, which was seen to move it by 2e-3; a wrong likelihood is off by 0.1 and more.
+"""
 
 
 @torch.no_grad()
