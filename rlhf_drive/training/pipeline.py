@@ -111,13 +111,11 @@ class _Run:
             )  # fmt: skip
         self.folder.mark_done("sft", asdict(result), time.monotonic() - self.started)
         print_info(
-            f"sft: held-out loss {result.heldout_loss:.4f} nats per token in epoch {result.epoch} of {result.epochs}"
+            f"sft: held-out loss {result.heldout_loss:.4f} nats per token in epoch {result.epoch} of {result.epochs}; it "
+            f"fell by {result.late_fall:.1%} in the last fifth of them"
         )
         if not result.plateaued:
-            print_info(
-                f"sft: the epochs ended before the held-out loss had been flat for {settings.patience} of them; raise "
-                "sft.max_epochs to see whether it falls further"
-            )
+            print_info("sft: that is not flat yet; raise sft.max_epochs before judging what RL adds")
 
     def _sft_policy(self) -> Policy:
         named = self.recipe.rl.policy  # given in job `rl` only: a pipeline goes on from its own

@@ -26,6 +26,8 @@ from rlhf_drive.training.schedule import learning_rate_scale, scene_order
 
 __all__ = ["SftResult", "SftSettings", "heldout_loss", "train_sft"]
 
+FLAT = 0.01
+"""A held-out loss that falls by a smaller share in the last fifth of the epochs has stopped falling."""
 MIN_FALL = 1e-3
 """Nats per token by which the held-out loss must fall to count as falling."""
 
@@ -72,8 +74,10 @@ class SftResult:
     """Epoch that reached it."""
     epochs: int
     """Epochs trained."""
+    late_fall: float
+    """Share by which the best held-out loss still fell during the last fifth of the epochs."""
     plateaued: bool
-    """Whether the held-out loss had stopped falling (`patience` epochs without a better one) when training ended."""
+    """Whether it had stopped falling: no better for `patience` epochs, or by less than 1 % in the last fifth of them."""
 
 
 def _targets(policy: Policy, scenes: Sequence[Scene]) -> Tensor:
@@ -135,11 +139,12 @@ def train_sft(
     total = per_epoch * settings.max_epochs
     best, best_epoch, fell_epoch, step = math.inf, -1, -1, 0
     epoch_losses: list[float] = []
+    bests: list[float] = []
     torch.manual_seed(settings.seed)  # checkpoints carry the generator on
     if state := checkpoints.load(policy, optimizer):
         step, best = state.step, float(state.values["best"])
         best_epoch, fell_epoch = int(state.values["best_epoch"]), int(state.values["fell_epoch"])
-        epoch_losses = list(state.values["epoch_losses"])
+        epoch_losses, bests = list(state.values["epoch_losses"]), list(state.values["bests"])
     journal.resume(step)
     epoch_started = time.perf_counter()
     while step < total and not _stopped(step, per_epoch, fell_epoch, settings.patience):
@@ -161,17 +166,21 @@ def train_sft(
             if loss < best:
                 best, best_epoch = loss, epoch
                 publish_policy(policy, folder / "policy", info={"stage": "sft", "epoch": epoch, "heldout_loss": loss})
+            bests.append(best)
             metrics |= {"loss/heldout": loss, "loss/heldout_best": best, "sft/epoch": float(epoch + 1)}
             metrics["loss/train_epoch"] = float(np.mean(epoch_losses))
             metrics["time/epoch_s"] = time.perf_counter() - epoch_started
             epoch_started, epoch_losses = time.perf_counter(), []
         journal.log(step, metrics)
         if step % settings.save_steps == 0:
-            values = {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch, "epoch_losses": epoch_losses}
+            values = {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch}
+            values |= {"epoch_losses": epoch_losses, "bests": bests}
             checkpoints.save(step, policy, optimizer, values)
     policy.load_state_dict(load_policy(folder / "policy").state_dict())
     epochs = step // per_epoch
-    return SftResult(best, best_epoch + 1, epochs, epochs - 1 - fell_epoch >= settings.patience)
+    late_fall = 1.0 - best / bests[max(int(0.8 * epochs) - 1, 0)]
+    plateaued = epochs - 1 - fell_epoch >= settings.patience or late_fall < FLAT
+    return SftResult(best, best_epoch + 1, epochs, late_fall, plateaued)
 
 
 def _stopped(step: int, per_epoch: int, fell_epoch: int, patience: int) -> bool:

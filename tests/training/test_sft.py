@@ -108,20 +108,25 @@ def test_the_loss_falls_far_on_few_scenes(bench: Bench) -> None:
 def test_training_stops_when_the_heldout_loss_stops_falling(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [3.0, 2.0, 2.1, 2.2, 2.3, 1.0])
     result, notes = bench.run(max_epochs=20, patience=3)
-    assert result == SftResult(heldout_loss=2.0, epoch=2, epochs=5, plateaued=True)
+    assert result == SftResult(heldout_loss=2.0, epoch=2, epochs=5, late_fall=0.0, plateaued=True)
     assert len(notes.lines) == 10  # two steps an epoch
 
 
 def test_a_fall_too_small_to_matter_does_not_go_on_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [3.0, 2.9995, 2.999, 2.0])
     result, _ = bench.run(max_epochs=20, patience=2)
-    assert result == SftResult(heldout_loss=2.999, epoch=3, epochs=3, plateaued=True)
+    assert result == SftResult(heldout_loss=2.999, epoch=3, epochs=3, late_fall=1 - 2.999 / 2.9995, plateaued=True)
 
 
-def test_a_loss_that_still_falls_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, [3.0, 2.5, 2.6, 2.7])
-    result, _ = bench.run(max_epochs=4, patience=3)
-    assert result == SftResult(heldout_loss=2.5, epoch=2, epochs=4, plateaued=False)
+@pytest.mark.parametrize(("last", "plateaued"), [(1.97, False), (1.99, True)])
+def test_whether_the_loss_still_falls_is_judged_by_the_last_fifth(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, last: float, plateaued: bool
+) -> None:
+    # Ten epochs: the best of the first eight is 2.0, so 1.97 is a fall by 1.5 % and 1.99 one by 0.5 %.
+    script(monkeypatch, [3.0, 2.8, 2.6, 2.4, 2.3, 2.2, 2.0, 2.1, 2.05, last])
+    result, _ = bench.run(max_epochs=10, patience=5)
+    assert result.late_fall == pytest.approx(1 - last / 2.0)
+    assert (result.epoch, result.plateaued) == (10, plateaued)
 
 
 def test_the_best_weights_are_published_and_stay_in_the_policy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +151,7 @@ def test_a_resumed_training_remembers_how_long_the_loss_has_not_fallen(
     seen = script(monkeypatch, [2.1, 2.2, 2.3, 2.4])  # step 5 is in the third epoch
     result, notes = bench.run(max_epochs=20, patience=3, save_steps=5)
     assert notes.resumed == [5]
-    assert result == SftResult(heldout_loss=2.0, epoch=2, epochs=5, plateaued=True)
+    assert result == SftResult(heldout_loss=2.0, epoch=2, epochs=5, late_fall=0.0, plateaued=True)
     assert torch.equal(flat(bench.policy), best)
 
 
