@@ -111,8 +111,8 @@ class _Run:
             )  # fmt: skip
         self.folder.mark_done("sft", asdict(result), time.monotonic() - self.started)
         print_info(
-            f"sft: held-out loss {result.heldout_loss:.4f} nats per token in epoch {result.epoch} of {result.epochs}; it "
-            f"fell by {result.late_fall:.1%} in the last fifth of them"
+            f"sft: held-out loss {result.heldout_loss:.4f} nats per token in epoch {result.epoch} of {result.epochs}; "
+            f"it fell by {result.late_fall:.1%} in the last fifth of them"
         )
         if not result.plateaued:
             print_info("sft: that is not flat yet; raise sft.max_epochs before judging what RL adds")

@@ -77,7 +77,7 @@ class SftResult:
     late_fall: float
     """Share by which the best held-out loss still fell during the last fifth of the epochs."""
     plateaued: bool
-    """Whether it had stopped falling: no better for `patience` epochs, or by less than 1 % in the last fifth of them."""
+    """Whether it had stopped falling: no better for `patience` epochs, or `late_fall` below 1 %."""
 
 
 def _targets(policy: Policy, scenes: Sequence[Scene]) -> Tensor:
@@ -173,7 +173,7 @@ def train_sft(
             epoch_started, epoch_losses = time.perf_counter(), []
         journal.log(step, metrics)
         if step % settings.save_steps == 0:
-            values = {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch}
+            values: dict[str, object] = {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch}
             values |= {"epoch_losses": epoch_losses, "bests": bests}
             checkpoints.save(step, policy, optimizer, values)
     policy.load_state_dict(load_policy(folder / "policy").state_dict())
