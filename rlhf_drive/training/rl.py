@@ -47,7 +47,7 @@ def check_likelihood(
     share, largest = float((difference > LOGPROB_TOLERANCE).float().mean()), float(difference.max())
     if not (share <= FLIPPED_SHARE and math.isfinite(largest)):
         raise TrainingError(
-            f"Recomputed log-probabilities differ from the sampler's by up to {largest:.2e} nats, and on {share:.0%} of "
+            f"Recomputed log-probabilities differ from the sampler's by up to {largest:.2e} nats, on {share:.0%} of "
             f"draws by more than {LOGPROB_TOLERANCE:.0e}: importance ratios would be wrong from the first update on. "
             "Sampler and trainer must hold the same weights and decoding settings."
         )
