@@ -24,7 +24,7 @@ scenes_app = typer.Typer(help="Driving scenes.", no_args_is_help=True)
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the scene store.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, and of the generator.")]
-Heldout = Annotated[float | None, typer.Option(help="Share of the scenes kept for comparison.")]
+Heldout = Annotated[float | None, typer.Option(help="Share of the clusters of related scenes kept for comparison.")]
 MinHuman = Annotated[float | None, typer.Option(help="Leave out scenes whose driver scores less PDMS (0..1).")]
 
 

@@ -85,7 +85,7 @@ class ScenesSection:
     seed: CountOrZero = 0
     """Seed of the generator and of the split."""
     heldout_fraction: OpenShare = 0.2
-    """Share of the scenes kept for comparison, never trained on; a cluster of related scenes is never divided."""
+    """Share of the clusters kept for comparison, never trained on; a cluster of related scenes is never divided."""
     starts: Literal["recommended", "moving", "all"] = "recommended"
     """Which start frames of a recording become scenes (source `recorded`)."""
     min_human_pdms: Share = 0.0

@@ -69,7 +69,13 @@ def save_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any] | None 
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    manifest = {"format": FORMAT, **policy.describe(), "sha256": sha256(folder / WEIGHTS), "info": dict(info or {})}
+    manifest = {
+        "format": FORMAT,
+        **policy.describe(),
+        "sha256": sha256(folder / WEIGHTS),
+        "trained_on": sorted(policy.trained_on),
+        "info": dict(info or {}),
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -126,6 +132,7 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
             f"{weights_path} does not fit its manifest; differing tensors: {', '.join(differing[:5])}."
         )
     policy.load_state_dict(weights)
+    policy.trained_on = frozenset(manifest.get("trained_on", ()))
     return policy.to(device)
 
 

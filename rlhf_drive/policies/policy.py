@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from rlhf_drive.policies.processes import process_named
 from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
-from rlhf_drive.scenes import POSE_DT_S, Observation
+from rlhf_drive.scenes import POSE_DT_S, Observation, Scene
 
 __all__ = ["Architecture", "Policy"]
 
@@ -58,6 +59,11 @@ class Architecture:
             raise ConfigError(
                 f"experts_per_token {self.experts_per_token} must lie in 1 … num_experts ({self.num_experts})."
             )
+
+
+def _fingerprint(cluster: str) -> str:
+    """Twelve hexadecimal digits that stand for a cluster's name."""
+    return hashlib.blake2b(cluster.encode(), digest_size=6).hexdigest()
 
 
 class NumericHead(nn.Module):
@@ -121,6 +127,7 @@ class Policy(nn.Module):
         numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()
         self.register_buffer("values", torch.cat([numbers, torch.zeros(1)]), persistent=False)
         self.record: RouterRecord | None = None
+        self.trained_on: frozenset[str] = frozenset()
 
     @property
     def vocab_size(self) -> int:
@@ -161,6 +168,14 @@ class Policy(nn.Module):
         hidden = self.decoder(state, self.values, context, self.record)
         anchor = context.anchor.repeat_interleave(len(state) // len(context), dim=0)
         return self.head(hidden[where], anchor[where], self.values[:-1])
+
+    def remember_training(self, scenes: Iterable[Scene]) -> None:
+        """Note the clusters of scenes that the weights learn from; a checkpoint carries the notes on."""
+        self.trained_on |= {_fingerprint(scene.cluster) for scene in scenes}
+
+    def has_trained_on(self, scene: Scene) -> bool:
+        """Whether the weights, or those they started from, learned from the scene's cluster."""
+        return _fingerprint(scene.cluster) in self.trained_on
 
     def describe(self) -> dict[str, dict[str, object]]:
         """What rebuilds this policy: architecture, tokenizer and process as plain data."""

@@ -38,6 +38,7 @@ class Column:
 RL_COLUMNS = (
     Column("reward", "reward/total"),
     Column("", "reward/*"),
+    Column("first ratio", "ratio/first_mean", 4),
     Column("ratio", "ratio/mean", 4),
     Column("KL", "kl/ref_k3", 4),
     Column("clip", "ratio/clip_frac"),

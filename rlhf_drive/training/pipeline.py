@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from rlhf_drive.compare.evaluate import Evaluation, Planner, evaluate
 from rlhf_drive.compare.planners import PolicyPlanner
 from rlhf_drive.compare.report import print_table, summary, write_report
 from rlhf_drive.config import Recipe
+from rlhf_drive.errors import DataError
 from rlhf_drive.objectives import make_objective
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
@@ -61,6 +61,7 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
     started = time.monotonic() - folder.seconds_before()
     tensorboard = bool(recipe.logging and recipe.logging.tensorboard)  # jobs that train nothing have no such section
     with MetricsWriter(folder.path, tensorboard) as writer:
+        print_info(f"run folder: {folder.path} (if it stops: rlhf-drive train --resume {folder.path})")
         job = _Run(recipe, folder, writer, accelerator, FeatureCache(), started)
         job.stages()
     folder.note_seconds(time.monotonic() - started)
@@ -87,13 +88,15 @@ class _Run:
         if job in ("pipeline", "rl"):
             for seed in self.recipe.rl.seeds:
                 self._rl(store, seed)
-        if job in ("pipeline", "compare"):
+        if job in ("pipeline", "compare") and not self.folder.is_done("compare"):
             self._compare(store)
+            self.folder.mark_done("compare", {}, time.monotonic() - self.started)
 
     def _scenes(self) -> SceneStore:
         with _progress("scenes") as on_progress:
             store = open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
-        print_info(f"scenes: {len(store.indices('train'))} train, {len(store.indices('heldout'))} held out")
+        counts = f"{len(store.indices('train'))} train, {len(store.indices('heldout'))} held out"
+        print_info(f"scenes: {counts}, {len(store.info.get('refused', {}))} refused")
         return store
 
     def _sft(self, store: SceneStore) -> None:
@@ -158,10 +161,11 @@ class _Run:
 
     def _compare(self, store: SceneStore) -> None:
         section = self.recipe.compare
-        scenes = store.split("heldout")
+        policies = self._policies()
+        scenes = _unseen(store.split("heldout"), policies)
         planners: list[Planner] = [
             PolicyPlanner(name, policy, decoding_of(section), section.samples, section.seed, self.features)
-            for name, policy in self._policies().items()
+            for name, policy in policies.items()
         ]
         planners += baseline_planners(section.baselines)
         with build_rewards(self.recipe.reward) as rewards:
@@ -188,16 +192,38 @@ class _Run:
             gain = result["gain"]
             low, high = gain["ci95"]
             interval = "no interval: too few clusters" if low is None else f"95 % interval [{low:+.2f}, {high:+.2f}]"
-            print_info(f"RL gain over SFT: {gain['pdms']:+.2f} PDMS points, {interval}")
+            better, equal = result["win_rate"], result["tie_rate"]
+            shares = f"better on {better:.0%} of the scenes, equal on {equal:.0%}, worse on {1 - better - equal:.0%}"
+            print_info(f"RL gain over SFT: {gain['pdms']:+.2f} PDMS points, {interval}; {shares}")
+
+
+def _unseen(scenes: list[Scene], policies: Mapping[str, Policy]) -> list[Scene]:
+    """The scenes that no policy has trained on; what is left out is said, by policy.
+
+    Raises:
+        DataError: Nothing is left.
+    """
+    unseen = scenes
+    for name, policy in policies.items():
+        seen = sum(policy.has_trained_on(scene) for scene in scenes)
+        if seen:
+            print_info(f"compare: leaving out {seen} of {len(scenes)} held-out scenes that {name} has trained on")
+            unseen = [scene for scene in unseen if not policy.has_trained_on(scene)]
+    if not unseen:
+        raise DataError(
+            f"All {len(scenes)} held-out scenes belong to clusters that the policies have trained on. Compare on other "
+            "scenes, or split them with the seed and share used in training."
+        )
+    return unseen
 
 
 def _comparisons(policies: list[str], seeds: tuple[str, ...], evaluated: list[str]) -> list[Comparison]:
-    """The report's questions: RL against SFT first, both against baselines, policies in sequence."""
+    """The report's questions: RL against SFT first, both against baselines, other policies against the first."""
     found = []
     if seeds:
         found = [Comparison("rl", seeds, name) for name in ("sft", "constant_velocity", "pdm_closed", "human")]
         found.insert(1, Comparison("sft", ("sft",), "constant_velocity"))
-    found += [Comparison(b, (b,), a) for a, b in itertools.pairwise(policies)]
+    found += [Comparison(name, (name,), policies[0]) for name in policies[1:]]
     return [c for c in found if {*c.policies, c.reference} <= set(evaluated)]
 
 

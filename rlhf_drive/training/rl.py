@@ -95,6 +95,7 @@ def train_rl(
         TrainingError: The likelihood self-test failed, or loss or gradients are not finite.
     """
     policy, settings = trainer.policy, trainer.settings
+    policy.remember_training(scenes)
     checkpoints = CheckpointStore(folder / "checkpoints", keep_checkpoints)
     torch.manual_seed(seed)  # for a user's reward that draws from torch; checkpoints carry the generator on
     state = checkpoints.load(policy, trainer.optimizer)

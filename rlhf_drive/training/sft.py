@@ -134,6 +134,7 @@ def train_sft(
     )
     restore_folder(folder / "policy")
     checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
+    policy.remember_training(train)
     targets = _targets(policy, train)
     per_epoch = math.ceil(len(train) / settings.batch_size)
     total = per_epoch * settings.max_epochs

@@ -136,7 +136,9 @@ class RlTrainer:
             parts = self._iteration(kept, scenes, rollout, advantages.values, valid, references, denominators)
             merged = self._update(parts)
             if iteration == 0:
-                metrics.update({f"ratio/first_{k}": merged[f"ratio/{k}"] for k in ("mean", "min", "max")})
+                metrics["ratio/first_mean"] = merged["ratio/mean"]
+                metrics["ratio/first_min"] = merged["ratio/min"]
+                metrics["ratio/first_max"] = merged["ratio/max"]
                 metrics["logprob_mismatch/max"] = merged["logprob_mismatch/max"]
             metrics.update({k: v for k, v in merged.items() if k != "logprob_mismatch/max"})
         metrics["time/likelihood_s"] = self.likelihood_s

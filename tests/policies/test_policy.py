@@ -155,8 +155,10 @@ def test_mirrored_observation_equals_mirrored_features(policy: Policy) -> None:
 
 
 def test_checkpoint_rebuilds_the_same_policy(policy: Policy, tmp_path: Path) -> None:
+    policy.trained_on = frozenset({"0123456789ab"})
     save_policy(policy, tmp_path, info={"step": 3})
     back = load_policy(tmp_path)
+    assert back.trained_on == policy.trained_on
     assert back.describe() == policy.describe()
     assert all(torch.equal(a, b) for a, b in zip(policy.state_dict().values(), back.state_dict().values(), strict=True))
     uniforms = torch.rand(4, 2, 16, generator=torch.Generator().manual_seed(0))

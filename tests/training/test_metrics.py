@@ -124,8 +124,8 @@ def test_the_table_of_rl_is_readable_in_80_columns(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "80")
     names = ("total", "best_of_group", "invalid_frac", "nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
     metrics = {f"reward/{name}": 0.51234 for name in names} | {
-        "ratio/mean": 1.00015, "kl/ref_k3": 0.01234, "ratio/clip_frac": 0.1, "groups/spread": 0.5,
-        "groups/degenerate_frac": 0.25, "time/scenes_per_s": 12.3,
+        "ratio/mean": 1.00015, "ratio/first_mean": 1.0, "kl/ref_k3": 0.01234, "ratio/clip_frac": 0.1,
+        "groups/spread": 0.5, "groups/degenerate_frac": 0.25, "time/scenes_per_s": 12.3,
     }  # fmt: skip
     out = _Terminal()
     with LiveTable("rl-seed0", 50, RL_COLUMNS, stream=out, clock=_clock(*map(float, range(13)))) as table:
@@ -156,4 +156,4 @@ def test_every_column_shows_a_metric_that_training_writes() -> None:
     }
     shown = {column.metric for column in (*RL_COLUMNS, *SFT_COLUMNS) if not column.metric.endswith("/*")}
     assert shown - written == set()
-    assert len(shown) == 13
+    assert len(shown) == 14
