@@ -1,17 +1,65 @@
-"""What the pipeline decides itself: which scenes a comparison may use."""
+"""What holds of a whole run besides its stages: what it refuses at the start, and when a comparison stops."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from rlhf_drive.config import Recipe
-from rlhf_drive.errors import DataError
+from rlhf_drive.errors import ConfigError, DataError, RewardError
 from rlhf_drive.scenes.store import SceneStore
-from rlhf_drive.training.build import build_policy
-from rlhf_drive.training.pipeline import _unseen
+from rlhf_drive.training.build import build_accelerator, build_policy
+from rlhf_drive.training.checkpoint import publish_policy
+from rlhf_drive.training.pipeline import _unseen, run
+
+MakeRecipe = Callable[..., Recipe]
+HALF = """
+import numpy as np
+
+def half(inputs):
+    forward = inputs.trajectories.poses[:, -1, 0] > 0.5
+    return np.where(forward, 1.0, np.nan)
+"""
+"""A reward that cannot judge a plan that stays where it is."""
+
+
+def test_a_comparison_stops_when_too_many_plans_cannot_be_scored(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HALF)
+    changes = (
+        f"reward.terms=[{{name: pdms, weight: 1.0}}, {{name: '{tmp_path}/mine.py:half', weight: 1.0}}]",
+        "compare.baselines=[stand_still]", "compare.pictures=0",
+    )  # fmt: skip
+    with pytest.raises(RewardError, match=r"\(100\.0%\) could not be scored; 5\.0% are tolerated .*max_invalid_frac"):
+        run(tiny_recipe("compare", *changes))
+    folder = run(tiny_recipe("compare", *changes, "reward.max_invalid_fraction=1"))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["policies"]["stand_still"]["valid"] == 0.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_leaves_no_run_folder(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="torch sees no GPU; use device=auto or device=cpu"):
+        run(tiny_recipe("quickstart", "device=cuda"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_environment_does_not_change_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert build_accelerator("cpu").mixed_precision == "no"
+
+
+def test_an_rl_policy_alone_is_compared_without_a_gain_over_sft(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "rl-seed0" / "policy"
+    publish_policy(build_policy(tiny_recipe(), torch.device("cpu")), checkpoint, info={})
+    folder = run(tiny_recipe("compare", f"compare.policies.rl-seed0={checkpoint}", "compare.pictures=0"))
+    report = json.loads((folder / "report.json").read_text())
+    asked = [(c["name"], c["reference"]) for c in report["comparisons"]]
+    assert asked == [("rl", "constant_velocity"), ("rl", "pdm_closed"), ("rl", "human")]
+    assert not (folder / "summary.json").exists()
 
 
 def test_scenes_that_a_policy_has_trained_on_are_left_out(
