@@ -25,7 +25,7 @@ class PreparedScenes:
         self.prepared = 0
         """How often a scene had to be prepared."""
 
-    def get(self, scene: Scene, prepare: Callable[[SceneReference], Any]) -> Any:
+    def get(self, scene: Scene, prepare: Callable[[str, SceneReference], Any]) -> Any:
         """`scene` prepared, from the cache where its token is there with the same reference, number by number.
 
         Raises:
@@ -37,7 +37,7 @@ class PreparedScenes:
                 self._entries.move_to_end(scene.token)
         if entry is not None and _same_reference(entry[0], scene.reference):
             return entry[1]
-        prepared = prepare(scene.reference)
+        prepared = prepare(scene.token, scene.reference)
         with self._lock:
             self.prepared += 1
             self._entries[scene.token] = (scene.reference, prepared)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,20 @@ from rewards.carriers import RewardInputs
 from rlhf_drive.errors import ConfigError, PluginError, did_you_mean
 from rlhf_drive.registry import Registry, is_plugin, load_function
 
-__all__ = ["REWARDS", "BoundReward", "RewardFunction", "RewardOption", "resolve_reward", "reward"]
+__all__ = [
+    "ENTRY_POINTS",
+    "REWARDS",
+    "BoundReward",
+    "RewardFunction",
+    "RewardOption",
+    "describe_options",
+    "offered_rewards",
+    "resolve_reward",
+    "reward",
+]
+
+ENTRY_POINTS = "rlhf_drive.rewards"
+"""Entry-point group through which installed packages offer rewards."""
 
 BoundReward = Callable[[RewardInputs], NDArray[np.float64]]
 """A reward with its options filled in: inputs of N plans in, ``[N]`` out."""
@@ -48,6 +62,10 @@ class RewardOption:
             return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
         return type(value) is self.kind
 
+    def word(self, value: object) -> object:
+        """`value`, or "on" and "off" for a truth value where text is meant: YAML reads these words so."""
+        return ("off", "on")[value] if self.kind is str and isinstance(value, bool) else value
+
 
 @dataclass(frozen=True)
 class RewardFunction:
@@ -59,43 +77,61 @@ class RewardFunction:
     """The function itself."""
     options: tuple[RewardOption, ...]
     """Its options in order."""
+    needs: tuple[str, ...] = ()
+    """Components that the scorer must yield for it."""
+    two_frame: bool = False
+    """Whether it needs the plans of the previous frame."""
+    auxiliary: bool = False
+    """Whether it may only accompany another reward (a judge that can be fooled)."""
 
-    def bind(self, options: Mapping[str, object], *, where: str = "reward") -> BoundReward:
+    def bind(
+        self, options: Mapping[str, object], *, where: str = "reward", key: str = "options", kind: str = "reward"
+    ) -> Callable[..., Any]:
         """The function with `options` filled in.
 
         Args:
-            options: Values by option name.
+            options: Values by option name. True and false stand for the words "on" and "off", as YAML reads those.
             where: Key path of the term, for messages (`reward.terms[2]`).
+            key: Key of the options below it.
+            kind: What the function is, for messages.
 
         Raises:
             ConfigError: An option is unknown, missing or of another type; the message lists all such options.
         """
         known = {option.name: option for option in self.options}
+        place = f"{where}.{key}"
         problems = [
-            f"{where}.options: reward {self.name!r} has no option {name!r}. {did_you_mean(str(name), known)}"
+            f"{place}: {kind} {self.name!r} has no option {name!r}. {did_you_mean(str(name), known)}"
             for name in options
             if name not in known
         ]
+        words = {name: known[name].word(value) for name, value in options.items() if name in known}
         for option in self.options:
-            if option.name in options and not option.accepts(value := options[option.name]):
-                problems.append(f"{where}.options.{option.name} must be {option.kind.__name__}; got {value!r}.")
-            elif option.name not in options and option.required:
-                problems.append(
-                    f"{where}.options.{option.name} ({option.kind.__name__}) is missing; it has no default."
-                )
+            if option.name in words and not option.accepts(value := words[option.name]):
+                problems.append(f"{place}.{option.name} must be {option.kind.__name__}; got {value!r}.")
+            elif option.name not in words and option.required:
+                problems.append(f"{place}.{option.name} ({option.kind.__name__}) is missing; it has no default.")
         if problems:
             raise ConfigError("\n".join(problems))
-        return partial(self.function, **{name: known[name].kind(value) for name, value in options.items()})
+        return partial(self.function, **{name: known[name].kind(value) for name, value in words.items()})
 
 
 REWARDS: Registry[RewardFunction] = Registry("reward")
 """All rewards that have a name."""
 
 
-def reward(name: str) -> Callable[[F], F]:
+def reward(
+    name: str, *, needs: Sequence[str] = (), two_frame: bool = False, auxiliary: bool = False
+) -> Callable[[F], F]:
     """Register the decorated function as the reward `name`; the function itself stays as it is.
 
     Defining the function again (a notebook cell, an edited file) replaces it.
+
+    Args:
+        name: What recipes write.
+        needs: Components that the function reads from its inputs; a recipe whose scorer lacks one is refused.
+        two_frame: Whether it needs the plans of the previous frame.
+        auxiliary: Whether it may only accompany another reward.
 
     Raises:
         ConfigError: Another function has that name.
@@ -108,7 +144,7 @@ def reward(name: str) -> Callable[[F], F]:
     """
 
     def register(function: F) -> F:
-        entry = _describe(name, function)
+        entry = replace(_describe(name, function), needs=tuple(needs), two_frame=two_frame, auxiliary=auxiliary)
         known = REWARDS.get(name) if name in REWARDS else None
         REWARDS.add(name, entry, replace=known is not None and _same_definition(known.function, function))
         function.__reward__ = entry  # type: ignore[attr-defined]
@@ -121,8 +157,9 @@ def resolve_reward(name: str, *, where: str = "reward") -> RewardFunction:
     """The reward that a recipe means by `name`.
 
     Args:
-        name: A registered name, `package.module:function` or `path/to/file.py:function`; a function that is named by
-            its place need not be decorated.
+        name: A registered name, one that an installed package offers as entry point `rlhf_drive.rewards`,
+            `package.module:function` or `path/to/file.py:function`. A function that is named by its place or offered
+            as entry point need not be decorated.
         where: Key path of the name, for messages.
 
     Raises:
@@ -130,10 +167,24 @@ def resolve_reward(name: str, *, where: str = "reward") -> RewardFunction:
         PluginError: The function cannot be loaded or does not have the form of a reward.
     """
     if not is_plugin(name):
+        if name not in REWARDS and name in (offered := offered_rewards()):
+            return _entry_of(name, load_function(offered[name], where=where))
         return REWARDS.get(name, where=where)
-    function = load_function(name, where=where)
+    return _entry_of(name.rpartition(":")[2], load_function(name, where=where))
+
+
+def offered_rewards() -> dict[str, str]:
+    """Rewards that installed packages offer as entry points of group `rlhf_drive.rewards`: target by name.
+
+    Nothing is imported. A registered name comes first, so a package cannot replace a built-in reward.
+    """
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _entry_of(name: str, function: Callable[..., Any]) -> RewardFunction:
+    """What the decorator noted about `function`, or what its signature says."""
     entry = getattr(function, "__reward__", None)
-    return entry if isinstance(entry, RewardFunction) else _describe(name.rpartition(":")[2], function)
+    return entry if isinstance(entry, RewardFunction) else _describe(name, function)
 
 
 def _same_definition(old: object, new: object) -> bool:
@@ -160,10 +211,30 @@ def _describe(name: str, function: Callable[..., NDArray[np.float64]]) -> Reward
     for parameter in parameters[1:]:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise PluginError(f"Reward {name!r}: parameter {parameter.name!r} must be keyword-only. {form}.")
-    return RewardFunction(name, function, tuple(_option(name, parameter) for parameter in parameters[1:]))
+    return RewardFunction(name, function, describe_options(f"Reward {name!r}", function, skip=1))
 
 
-def _option(name: str, parameter: inspect.Parameter) -> RewardOption:
+def describe_options(who: str, function: Callable[..., Any], *, skip: int) -> tuple[RewardOption, ...]:
+    """The keyword-only parameters of `function` as options.
+
+    Args:
+        who: What the function is, for messages (``Reward 'gentle'``).
+        function: Any function.
+        skip: Leading parameters that are not options.
+
+    Raises:
+        PluginError: A parameter after those is not keyword-only, or has no type that a recipe can state.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    for parameter in parameters:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise PluginError(
+                f"{who}: parameter {parameter.name!r} must be keyword-only. Write (…, *, option: int = 1)"
+            )
+    return tuple(_option(who, parameter) for parameter in parameters)
+
+
+def _option(who: str, parameter: inspect.Parameter) -> RewardOption:
     """Type and default of one keyword-only parameter; without an annotation the default's type counts."""
     required = parameter.default is inspect.Parameter.empty
     annotation = parameter.annotation
@@ -172,10 +243,10 @@ def _option(name: str, parameter: inspect.Parameter) -> RewardOption:
     kind = _KINDS.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
     if kind is None:
         raise PluginError(
-            f"Reward {name!r}: option {parameter.name!r} must be annotated as one of {', '.join(_KINDS)}. "
+            f"{who}: option {parameter.name!r} must be annotated as one of {', '.join(_KINDS)}. "
             "Options come from a recipe and are checked against their type."
         )
     option = RewardOption(parameter.name, kind, required)
     if not required and not option.accepts(parameter.default):
-        raise PluginError(f"Reward {name!r}: the default of option {parameter.name!r} is not {kind.__name__}.")
+        raise PluginError(f"{who}: the default of option {parameter.name!r} is not {kind.__name__}.")
     return option

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.carriers import PDMS_COMPONENTS, RewardInputs, Scores
+from rewards.carriers import Failure, RewardInputs, Scores
 from rewards.compose import Reward, RewardTerm
 from rewards.isolation import call_isolated, describe_error
 from rewards.prepared_scenes import PreparedScenes
-from rewards.scorer import Scorer, pdms_scorer
+from rewards.scorer import Scorer
 from rlhf_drive.errors import ConfigError, DataError, RewardError
 from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, Trajectories
 
@@ -27,8 +27,20 @@ __all__ = ["LocalRewardService", "RewardService", "RewardStats", "check_invalid"
 class RewardService(Protocol):
     """Scores plans, wherever that happens."""
 
-    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+    def score(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Scores:
         """Scores of N plans; row n was planned for ``scenes[trajectories.scene_index[n]]``."""
+        ...
+
+    def submit(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Future[Scores]:
+        """The same, while the caller goes on."""
+        ...
+
+    def close(self) -> None:
+        """End workers."""
         ...
 
 
@@ -59,16 +71,14 @@ class LocalRewardService:
         ...     scores = service.score(scenes, trajectories)
     """
 
-    def __init__(
-        self, reward: Reward, *, workers: int = 0, cache_size: int = 1024, scorer: Scorer | None = None
-    ) -> None:
+    def __init__(self, reward: Reward, *, workers: int = 0, cache_size: int = 1024, timeout_s: float = 0.0) -> None:
         """Set up; nothing heavy happens before the first call of `score`.
 
         Args:
             reward: What to compute.
             workers: Threads that score; 0 takes one per usable core, 1 stays in the calling thread.
             cache_size: Prepared scenes kept, the most recently used ones; 0 keeps none.
-            scorer: The simulator score; PDMS of NAVSIM v1.1 unless given.
+            timeout_s: Time that a user's reward may take for one row; 0 = no limit.
 
         Raises:
             ConfigError: `workers` or `cache_size` is negative.
@@ -80,17 +90,20 @@ class LocalRewardService:
         """What is computed."""
         self.stats = RewardStats()
         """What has been done so far."""
-        self._scorer = scorer
+        self._timeout_s = timeout_s
         self._workers = workers or _usable_cores()
         self._executor: ThreadPoolExecutor | None = None
         self._cache = PreparedScenes(cache_size)
 
-    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+    def score(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Scores:
         """Scores of N plans over S scenes.
 
         Args:
             scenes: S scenes.
             trajectories: ``[N, 8, 3]`` plans in their scene's t=0 ego frame, every 0.5 s.
+            previous: ``[N, 8, 3]`` plans of the previous frame in that frame's ego frame, row by row; for EC.
 
         Returns:
             N rows. A row is invalid, with its reason, where the scene cannot be prepared, the plan holds NaN, or the
@@ -101,24 +114,26 @@ class LocalRewardService:
         """
         start = time.perf_counter()
         _check_trajectories(trajectories, len(scenes))
-        scorer = self._scorer = self._scorer or pdms_scorer()
+        scorer = self.reward.scorer
         rows = len(trajectories)
         columns = {name: np.full(rows, np.nan) for name in self.reward.names}
-        failures: dict[int, str] = {}
+        failures: dict[int, Failure] = {}
         finite = np.isfinite(trajectories.poses).all(axis=(1, 2))
         for row in np.flatnonzero(~finite):
-            failures[int(row)] = f"{_of(scenes, trajectories, row)}: the plan holds a value that is not finite"
+            reason = f"{_of(scenes, trajectories, row)}: the plan holds a value that is not finite"
+            failures[int(row)] = Failure("plan", "invalid_plan", reason)
 
         def run(scene_index: int) -> _SceneResult:
             mine = np.flatnonzero(finite & (trajectories.scene_index == scene_index))
-            return _score_scene(scorer, self._cache, scenes[scene_index], mine, trajectories.poses)
+            earlier = previous.poses if previous is not None else None
+            return _score_scene(scorer, self._cache, scenes[scene_index], mine, trajectories.poses, earlier)
 
         for result in self._map(run, np.unique(trajectories.scene_index[finite]).tolist()):
             failures |= result.failures
-            for i, name in enumerate(PDMS_COMPONENTS):
+            for i, name in enumerate(scorer.columns):
                 columns[name][result.rows] = result.values[:, i]
         for term in self.reward.user_terms:
-            failures |= _score_term(term, scenes, trajectories, columns, failures)
+            failures |= _score_term(term, scenes, trajectories, previous, columns, scorer.columns, failures)
         scores = self._scores(scorer, columns, failures)
         self.stats = replace(
             self.stats,
@@ -128,6 +143,14 @@ class LocalRewardService:
             seconds=self.stats.seconds + time.perf_counter() - start,
         )
         return scores
+
+    def submit(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Future[Scores]:
+        """:meth:`score` in a thread."""
+        future: Future[Scores] = Future()
+        future.set_result(self.score(scenes, trajectories, previous))
+        return future
 
     def close(self) -> None:
         """End the threads. The service can be used again; it then starts new ones."""
@@ -151,9 +174,13 @@ class LocalRewardService:
             self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="reward")
         return list(self._executor.map(run, scene_indices))
 
-    def _scores(self, scorer: Scorer, columns: Mapping[str, NDArray[np.float64]], failures: dict[int, str]) -> Scores:
+    def _scores(
+        self, scorer: Scorer, columns: Mapping[str, NDArray[np.float64]], failures: dict[int, Failure]
+    ) -> Scores:
         """The scores as a carrier; a row that failed has no total."""
         total = self.reward.total(columns)
+        for row in np.flatnonzero(~np.isfinite(total)):
+            failures.setdefault(int(row), Failure("scorer", "unavailable", "a component of the reward has no value"))
         valid = np.ones(len(total), dtype=np.bool_)
         valid[list(failures)] = False
         return Scores(
@@ -162,7 +189,7 @@ class LocalRewardService:
             total=np.where(valid, total, np.nan),
             valid=valid,
             failures=dict(sorted(failures.items())),
-            scorer=scorer.name,
+            scorer=scorer.info,
         )
 
 
@@ -192,30 +219,39 @@ class _SceneResult:
 
     rows: NDArray[np.int64]
     values: NDArray[np.float64]
-    failures: dict[int, str]
+    failures: dict[int, Failure]
 
 
 def _score_scene(
-    scorer: Scorer, cache: PreparedScenes, scene: Scene, rows: NDArray[np.int64], poses: NDArray[np.float64]
+    scorer: Scorer,
+    cache: PreparedScenes,
+    scene: Scene,
+    rows: NDArray[np.int64],
+    poses: NDArray[np.float64],
+    previous: NDArray[np.float64] | None,
 ) -> _SceneResult:
-    """PDMS components ``[n, 7]`` of the plans `rows`, all for `scene`."""
+    """The scorer's columns ``[n, C]`` of the plans `rows`, all for `scene`."""
+    width = len(scorer.columns)
     try:
         prepared = cache.get(scene, scorer.prepare)
     except Exception as error:  # a scene that cannot be prepared costs its own rows, nothing else
         reason = f"scene {scene.token!r} cannot be prepared: {describe_error(error)}"
-        return _SceneResult(
-            rows, np.full((len(rows), len(PDMS_COMPONENTS)), np.nan), {int(row): reason for row in rows}
-        )
+        failure = Failure("scene", "invalid_scene", reason)
+        return _SceneResult(rows, np.full((len(rows), width), np.nan), {int(row): failure for row in rows})
 
     def function(part: NDArray[np.int64]) -> NDArray[np.float64]:
-        scored = scorer.score(prepared, poses[part])
-        return np.stack([scored[name] for name in PDMS_COMPONENTS], axis=1)
+        scored = scorer.score(prepared, poses[part], None if previous is None else previous[part])
+        return np.stack([scored[name] for name in scorer.columns], axis=1)
 
-    values, failures = call_isolated(function, rows, len(PDMS_COMPONENTS))
-    for row in rows[~np.isfinite(values).all(axis=1)]:
-        failures.setdefault(int(row), "it gave no finite score")
+    values, reasons = call_isolated(function, rows, width)
+    failures = {row: Failure("scorer", "raised", why) for row, why in reasons.items()}
+    needed = [i for i, name in enumerate(scorer.columns) if name not in scorer.optional]
+    for row in rows[~np.isfinite(values[:, needed]).all(axis=1)]:
+        failures.setdefault(int(row), Failure("scorer", "not_finite", "it gave no finite score"))
     return _SceneResult(
-        rows, values, {r: f"scene {scene.token!r}: scoring failed: {why}" for r, why in failures.items()}
+        rows,
+        values,
+        {r: replace(f, reason=f"scene {scene.token!r}: scoring failed: {f.reason}") for r, f in failures.items()},
     )
 
 
@@ -223,34 +259,48 @@ def _score_term(
     term: RewardTerm,
     scenes: Sequence[Scene],
     trajectories: Trajectories,
+    previous: Trajectories | None,
     columns: Mapping[str, NDArray[np.float64]],
-    failed: Mapping[int, str],
-) -> dict[int, str]:
+    components: Sequence[str],
+    failed: Mapping[int, Failure],
+) -> dict[int, Failure]:
     """Compute a user's reward on the rows that have not failed yet, into its column; returns the rows it fails on."""
     rows = np.setdiff1d(np.arange(len(trajectories)), list(failed))
     if len(rows) == 0:
         return {}
-    values, failures = call_isolated(
-        lambda part: np.asarray(term.function(_inputs(scenes, trajectories, columns, part))), rows, 1
+    values, reasons = call_isolated(
+        lambda part: np.asarray(term.function(_inputs(scenes, trajectories, previous, columns, components, part))),
+        rows,
+        1,
     )
     columns[term.name][rows] = values[:, 0]
+    failures = {row: Failure(term.name, "raised", why) for row, why in reasons.items()}
     for row, value in zip(rows, values[:, 0], strict=True):
         if not np.isfinite(value):
-            failures.setdefault(int(row), f"returned {value}")
-    return {row: f"{_of(scenes, trajectories, row)}: reward {term.name!r}: {why}" for row, why in failures.items()}
+            failures.setdefault(int(row), Failure(term.name, "not_finite", f"returned {value}"))
+    return {
+        row: replace(f, reason=f"{_of(scenes, trajectories, row)}: reward {term.name!r}: {f.reason}")
+        for row, f in failures.items()
+    }
 
 
 def _inputs(
     scenes: Sequence[Scene],
     trajectories: Trajectories,
+    previous: Trajectories | None,
     columns: Mapping[str, NDArray[np.float64]],
+    components: Sequence[str],
     rows: NDArray[np.int64],
 ) -> RewardInputs:
     """What a user's reward sees of `rows`: their scenes alone, and copies that cannot be written to."""
     used, scene_index = np.unique(trajectories.scene_index[rows], return_inverse=True)
-    part = Trajectories(_frozen(trajectories.poses[rows]), _frozen(scene_index), trajectories.dt_s)
-    pdms = {name: _frozen(columns[name][rows]) for name in PDMS_COMPONENTS}
-    return RewardInputs([scenes[i] for i in used], part, pdms)
+
+    def part(whole: Trajectories) -> Trajectories:
+        return Trajectories(_frozen(whole.poses[rows]), _frozen(scene_index), whole.dt_s)
+
+    values = {name: _frozen(columns[name][rows]) for name in components}
+    earlier = None if previous is None else part(previous)
+    return RewardInputs([scenes[i] for i in used], part(trajectories), values, earlier)
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -136,7 +136,7 @@ def evaluate(
             batch = scenes[start : start + batch_size]
             trajectories = planner.plan(batch)
             scores = service.score(batch, trajectories)
-            names, scorer = scores.names, scores.scorer
+            names, scorer = scores.names, str(scores.scorer)
             batches.append(_scene_results(planner.name, batch, trajectories, scores))
             if on_progress is not None:
                 on_progress(planner.name, start + len(batch), len(scenes))
@@ -174,7 +174,7 @@ def _scene_results(name: str, scenes: Sequence[Scene], trajectories: Trajectorie
     components = scores.components.reshape(s, samples, len(scores.names))
     failures: dict[str, str] = {}
     for row in sorted(scores.failures):
-        failures.setdefault(scenes[row // samples].token, scores.failures[row])
+        failures.setdefault(scenes[row // samples].token, str(scores.failures[row]))
     return PlannerResult(
         scores=_finite_mean(components),
         reward=_finite_mean(np.where(valid, scores.total.reshape(s, samples), np.nan)),

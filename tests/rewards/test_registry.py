@@ -28,7 +28,7 @@ def inputs(**pdms: float) -> RewardInputs:
 
 def scaled(inputs: RewardInputs, *, factor: float, times: int = 1, flip: bool = False, mode: str = "mean") -> Array:
     """A reward with an option of each kind."""
-    return inputs.pdms["ep"] * factor**times * (-1 if flip else 1) * (2 if mode == "sum" else 1)
+    return inputs.components["ep"] * factor**times * (-1 if flip else 1) * (2 if mode == "sum" else 1)
 
 
 def test_decorated_function_is_found_and_stays_a_function() -> None:

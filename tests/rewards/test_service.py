@@ -119,7 +119,7 @@ def test_result_does_not_depend_on_workers_or_batches() -> None:
     @reward("with_map")
     def with_map(inputs: RewardInputs) -> Array:
         limits = np.array([scene.reference.speed_limit for scene in inputs.scenes])
-        return limits[inputs.trajectories.scene_index] * inputs.pdms["ep"] + inputs.trajectories.poses[:, -1, 0]
+        return limits[inputs.trajectories.scene_index] * inputs.components["ep"] + inputs.trajectories.poses[:, -1, 0]
 
     rng = np.random.default_rng(3)
     scenes = [make_scene(f"s{i}", 7.0 + i) for i in range(12)]
@@ -268,15 +268,15 @@ def test_user_reward_sees_scored_rows_and_their_scenes_only() -> None:
     assert [scene.token for scene in inputs.scenes] == ["b", "c"]
     assert inputs.trajectories.scene_index.tolist() == [1, 0, 1]
     assert inputs.trajectories.poses[:, -1, 0].tolist() == [20, 30, 40]
-    assert inputs.pdms["pdms"].tolist() == [0.2, 0.3, 0.4]
+    assert inputs.components["pdms"].tolist() == [0.2, 0.3, 0.4]
     assert list(scores.failures) == [0]
 
 
 def test_user_reward_cannot_change_what_others_see() -> None:
     @reward("vandal")
     def vandal(inputs: RewardInputs) -> Array:
-        inputs.pdms["pdms"][:] = 1.0
-        return inputs.pdms["pdms"]
+        inputs.components["pdms"][:] = 1.0
+        return inputs.components["pdms"]
 
     scores = service([RewardSpec("pdms"), RewardSpec("vandal")]).score([make_scene("a")], plans([10]))
     assert scores.component("pdms").tolist() == [0.1]
