@@ -153,7 +153,6 @@ def build_reward(
             place = f"{where}.{key}[{index}]"
             if not _is_weight(spec.weight):
                 problems.append(f"{place}.weight must be a number of at least 0; got {spec.weight!r}.")
-                continue
             try:
                 entry = resolve_reward(spec.name, where=f"{place}.name")
                 term = _term(entry, spec, [*found["gates"], *found["terms"]], found[key], made, place)
@@ -215,11 +214,12 @@ def _term(
             f"not yield (it yields {', '.join(columns)}). Choose another scorer or term."
         )
     if builtin and any(term.name == entry.name for term in of_its_kind):
-        raise ConfigError(f"{place}.name: {spec.name!r} is named before already. Name it once.")
+        raise ConfigError(f"{place}.name: {spec.name!r} is there already. Name it once.")
     taken = {term.name for term in earlier}
     names = (entry.name if n == 1 else f"{entry.name}_{n}" for n in range(1, len(taken) + 2))
     name = entry.name if builtin else next(name for name in names if name not in taken)
-    return RewardTerm(name, float(spec.weight), function, builtin, entry.two_frame)
+    weight = float(spec.weight) if _is_weight(spec.weight) else float("nan")
+    return RewardTerm(name, weight, function, builtin, entry.two_frame)
 
 
 def _is_builtin(entry: RewardFunction) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.carriers import FailureKind
+
 __all__ = ["OutputError", "call_isolated", "describe_error"]
 
 RowFunction = Callable[[NDArray[np.int64]], NDArray[np.float64]]
@@ -24,7 +26,7 @@ def describe_error(error: Exception) -> str:
 
 def call_isolated(
     function: RowFunction, rows: NDArray[np.int64], width: int
-) -> tuple[NDArray[np.float64], dict[int, str]]:
+) -> tuple[NDArray[np.float64], dict[int, tuple[FailureKind, str]]]:
     """``function(rows)``; where it raises, the rows are halved until only those that it fails on are lost.
 
     Args:
@@ -33,17 +35,17 @@ def call_isolated(
         width: Columns of the result.
 
     Returns:
-        ``[n, width]`` values, NaN where the function failed, and the reason by row index. A result of another shape
+        ``[n, width]`` values, NaN where the function failed, and kind and reason by row index. A result of another shape
         or type loses all rows at once, without further calls.
     """
     try:
         return _checked(function(rows), len(rows), width), {}
     except OutputError as error:
         reason = str(error)
-        return np.full((len(rows), width), np.nan), {int(row): reason for row in rows}
+        return np.full((len(rows), width), np.nan), {int(row): ("wrong_output", reason) for row in rows}
     except Exception as error:  # user code may raise anything; what it raises becomes data
         if len(rows) == 1:
-            return np.full((1, width), np.nan), {int(rows[0]): describe_error(error)}
+            return np.full((1, width), np.nan), {int(rows[0]): ("raised", describe_error(error))}
     half = len(rows) // 2
     left, left_failures = call_isolated(function, rows[:half], width)
     right, right_failures = call_isolated(function, rows[half:], width)

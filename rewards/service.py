@@ -21,7 +21,7 @@ from rewards.scorer import Scorer
 from rlhf_drive.errors import ConfigError, DataError, RewardError
 from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, Trajectories
 
-__all__ = ["LocalRewardService", "RewardService", "RewardStats", "check_invalid"]
+__all__ = ["LocalRewardService", "RewardService", "RewardStats", "check_invalid", "check_trajectories"]
 
 
 class RewardService(Protocol):
@@ -113,7 +113,7 @@ class LocalRewardService:
             DataError: The trajectories have another length or spacing, or point at a scene that is not there.
         """
         start = time.perf_counter()
-        _check_trajectories(trajectories, len(scenes))
+        check_trajectories(trajectories, len(scenes))
         scorer = self.reward.scorer
         rows = len(trajectories)
         columns = {name: np.full(rows, np.nan) for name in self.reward.names}
@@ -244,7 +244,7 @@ def _score_scene(
         return np.stack([scored[name] for name in scorer.columns], axis=1)
 
     values, reasons = call_isolated(function, rows, width)
-    failures = {row: Failure("scorer", "raised", why) for row, why in reasons.items()}
+    failures = {row: Failure("scorer", kind, why) for row, (kind, why) in reasons.items()}
     needed = [i for i, name in enumerate(scorer.columns) if name not in scorer.optional]
     for row in rows[~np.isfinite(values[:, needed]).all(axis=1)]:
         failures.setdefault(int(row), Failure("scorer", "not_finite", "it gave no finite score"))
@@ -274,7 +274,7 @@ def _score_term(
         1,
     )
     columns[term.name][rows] = values[:, 0]
-    failures = {row: Failure(term.name, "raised", why) for row, why in reasons.items()}
+    failures = {row: Failure(term.name, kind, why) for row, (kind, why) in reasons.items()}
     for row, value in zip(rows, values[:, 0], strict=True):
         if not np.isfinite(value):
             failures.setdefault(int(row), Failure(term.name, "not_finite", f"returned {value}"))
@@ -318,7 +318,7 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_trajectories(trajectories: Trajectories, scenes: int) -> None:
+def check_trajectories(trajectories: Trajectories, scenes: int) -> None:
     """Refuse plans that could not be scored as they are meant."""
     if trajectories.poses.shape[1] != NUM_POSES or trajectories.dt_s != POSE_DT_S:
         raise DataError(

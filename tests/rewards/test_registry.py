@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards import REWARDS, RewardInputs, resolve_reward, reward
-from rewards.builtin import ALIASES
+from rewards import EPDMS_COMPONENTS, PDMS_COMPONENTS, REWARDS, RewardInputs, resolve_reward, reward
+from rewards.builtin import ALIASES, COMPONENT_TEXTS
 from rlhf_drive.errors import ConfigError, PluginError, UnknownNameError
 from rlhf_drive.scenes import Trajectories
 
@@ -182,16 +182,51 @@ def test_edited_file_is_loaded_anew(tmp_path: Path) -> None:
 
 
 def test_function_of_an_installed_module() -> None:
-    assert resolve_reward("rewards.builtin:comfort") is resolve_reward("comfort")
+    assert resolve_reward("rewards.builtin:wam_flow") is resolve_reward("wam_flow")
 
 
-@pytest.mark.parametrize("name", ["nc", "dac", "ep", "ttc", "c", "ddc", "pdms"])
+MEANING = {
+    "no_collision": "nc",
+    "drivable_area": "dac",
+    "driving_direction": "ddc",
+    "traffic_lights": "tlc",
+    "ego_progress": "ep",
+    "time_to_collision": "ttc",
+    "comfort": "c",
+    "lane_keeping": "lk",
+    "history_comfort": "hc",
+    "extended_comfort": "ec",
+}
+EVERY = {n: i / 16 for i, n in enumerate([*MEANING.values(), "pdms", "epdms"])}
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_builtin_is_the_component(name: str) -> None:
-    values = {n: i / 10 for i, n in enumerate(("nc", "dac", "ep", "ttc", "c", "ddc", "pdms"))}
-    assert resolve_reward(name).bind({})(inputs(**values)).tolist() == [values[name]]
+    assert resolve_reward(name).bind({})(inputs(**EVERY)).tolist() == [EVERY[name]]
+    assert resolve_reward(name).needs == (name,)
+    assert resolve_reward(name).two_frame == (name == "ec")
+
+
+def test_every_component_has_a_reward() -> None:
+    assert set(EVERY) == {*PDMS_COMPONENTS, *EPDMS_COMPONENTS} == set(COMPONENT_TEXTS)
+    assert all(resolve_reward(name).function.__doc__ == text for name, text in COMPONENT_TEXTS.items())
 
 
 def test_readable_names_mean_the_component_they_say() -> None:
-    meaning = {alias: resolve_reward(alias).function.__name__ for alias in ALIASES}
-    assert meaning == {alias: alias for alias in ALIASES}
-    assert {alias: resolve_reward(alias).name for alias in ALIASES} == ALIASES
+    assert ALIASES == MEANING
+    for alias, name in MEANING.items():
+        assert resolve_reward(alias).bind({})(inputs(**EVERY)).tolist() == [EVERY[name]]
+        assert resolve_reward(alias).name == name
+
+
+def test_wam_flow_by_hand() -> None:
+    values = {"nc": 0.5, "dac": 1.0, "ep": 0.8, "ttc": 1.0, "c": 0.0}
+    # 0.5 * 1 * (5*0.8 + 5*1 + 2*0) / 12 = 0.375
+    assert resolve_reward("wam_flow").bind({})(inputs(**values)).tolist() == [0.375]
+
+
+def test_two_frame_epdms_has_no_value_without_ec() -> None:
+    two = resolve_reward("epdms_two_frame")
+    assert two.two_frame
+    assert two.bind({})(inputs(epdms=0.75, ec=0.0)).tolist() == [0.75]
+    assert np.isnan(two.bind({})(inputs(epdms=0.75, ec=float("nan")))).tolist() == [True]

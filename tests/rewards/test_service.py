@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from rewards import (
     PDMS_COMPONENTS,
     REWARDS,
+    Failure,
     LocalRewardService,
     RewardInputs,
     RewardSpec,
+    ScorerInfo,
     Scores,
     build_reward,
     check_invalid,
@@ -82,10 +84,14 @@ def make_scene(token: str, speed_limit: float = 10.0) -> Scene:
     return Scene(token, "test", token, False, observation, reference)
 
 
+INFO = ScorerInfo("stand-in", "test")
+
+
 def stand_in(prepare: Callable[[SceneReference], Any] | None = None, delay_s: float = 0.0) -> Scorer:
     """Scores a plan by its last x alone: ``pdms = x / 100``, ``ep = x / speed limit``; raises beyond x = 90."""
+    prepared_of = prepare or (lambda reference: reference.speed_limit)
 
-    def score(prepared: float, poses: Array) -> Mapping[str, Array]:
+    def score(prepared: float, poses: Array, previous: Array | None) -> Mapping[str, Array]:
         time.sleep(delay_s)
         x = poses[:, -1, 0]
         if (x > 90.0).any():
@@ -93,7 +99,7 @@ def stand_in(prepare: Callable[[SceneReference], Any] | None = None, delay_s: fl
         ones = np.ones(len(x))
         return dict.fromkeys(PDMS_COMPONENTS, ones) | {"pdms": np.where(x < 0, np.nan, x / 100), "ep": x / prepared}
 
-    return Scorer("stand-in", prepare or (lambda reference: reference.speed_limit), score)
+    return Scorer(INFO, PDMS_COMPONENTS, lambda token, reference: prepared_of(reference), score)
 
 
 def plans(x: list[float], scene_index: list[int] | None = None) -> Trajectories:
@@ -102,8 +108,17 @@ def plans(x: list[float], scene_index: list[int] | None = None) -> Trajectories:
     return Trajectories(poses, np.array(scene_index if scene_index is not None else [0] * len(x)))
 
 
-def service(specs: list[RewardSpec] = PDMS, **options: Any) -> LocalRewardService:
-    return LocalRewardService(build_reward(specs), **{"workers": 1, "scorer": stand_in(), **options})
+def service(specs: list[RewardSpec] = PDMS, scorer: Scorer | None = None, **options: Any) -> LocalRewardService:
+    reward = replace(build_reward(specs), scorer=scorer or stand_in())
+    return LocalRewardService(reward, **{"workers": 1, **options})
+
+
+def reasons(scores: Scores) -> dict[int, str]:
+    return {row: failure.reason for row, failure in scores.failures.items()}
+
+
+def kinds(scores: Scores) -> dict[int, tuple[str, str]]:
+    return {row: (failure.source, failure.kind) for row, failure in scores.failures.items()}
 
 
 def test_rows_get_the_score_of_their_scene_in_any_order() -> None:
@@ -112,7 +127,7 @@ def test_rows_get_the_score_of_their_scene_in_any_order() -> None:
     assert scores.component("ep").tolist() == [10 / 40, 20 / 10, 30 / 20, 40 / 10]
     assert scores.total.tolist() == [0.1, 0.2, 0.3, 0.4]
     assert scores.names == PDMS_COMPONENTS
-    assert (scores.valid.all(), dict(scores.failures), scores.scorer) == (True, {}, "stand-in")
+    assert (scores.valid.all(), dict(scores.failures), scores.scorer) == (True, {}, INFO)
 
 
 def test_result_does_not_depend_on_workers_or_batches() -> None:
@@ -160,7 +175,8 @@ def test_scene_that_cannot_be_prepared_loses_its_rows_alone() -> None:
     assert scores.valid.tolist() == [True, False, True, False]
     np.testing.assert_array_equal(scores.total, [0.1, np.nan, 0.1, np.nan])
     assert np.isnan(scores.components[1]).all()
-    assert scores.failures[3] == "scene 'bad' cannot be prepared: ValueError: the centreline crosses itself"
+    assert kinds(scores) == {1: ("scene", "invalid_scene"), 3: ("scene", "invalid_scene")}
+    assert scores.failures[3].reason == "scene 'bad' cannot be prepared: ValueError: the centreline crosses itself"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -169,13 +185,16 @@ def test_plan_that_is_not_finite_is_invalid_not_zero(value: float) -> None:
     trajectories.poses[1, 4, 2] = value
     scores = service().score([make_scene("a")], trajectories)
     np.testing.assert_array_equal(scores.total, [0.1, np.nan, 0.3])
-    assert dict(scores.failures) == {1: "scene 'a': the plan holds a value that is not finite"}
+    assert dict(scores.failures) == {
+        1: Failure("plan", "invalid_plan", "scene 'a': the plan holds a value that is not finite")
+    }
 
 
 def test_plan_on_which_the_scorer_raises_is_lost_alone() -> None:
     scores = service().score([make_scene("a")], plans([10, 95, 30, 99, 50]))
     np.testing.assert_array_equal(scores.total, [0.1, np.nan, 0.3, np.nan, 0.5])
-    assert dict(scores.failures) == {
+    assert kinds(scores) == {1: ("scorer", "raised"), 3: ("scorer", "raised")}
+    assert reasons(scores) == {
         1: "scene 'a': scoring failed: ArithmeticError: x = 95",
         3: "scene 'a': scoring failed: ArithmeticError: x = 99",
     }
@@ -184,7 +203,8 @@ def test_plan_on_which_the_scorer_raises_is_lost_alone() -> None:
 def test_plan_without_a_finite_score_is_invalid() -> None:
     scores = service().score([make_scene("a")], plans([10, -1]))
     np.testing.assert_array_equal(scores.total, [0.1, np.nan])
-    assert dict(scores.failures) == {1: "scene 'a': scoring failed: it gave no finite score"}
+    assert kinds(scores) == {1: ("scorer", "not_finite")}
+    assert reasons(scores) == {1: "scene 'a': scoring failed: it gave no finite score"}
     assert scores.component("nc").tolist() == [1.0, 1.0]  # what could be computed is kept
 
 
@@ -203,7 +223,7 @@ def test_user_reward_that_raises_loses_only_the_rows_it_raises_on() -> None:
         [make_scene("a"), make_scene("b")], plans([10, 20, 30, 40], [0, 0, 1, 1])
     )
     np.testing.assert_allclose(scores.total, [5.05, 10.1, np.nan, 20.2], rtol=1e-15)  # (x/100 + x) / 2
-    assert dict(scores.failures) == {2: "scene 'b': reward 'touchy': KeyError: 'thirty'"}
+    assert dict(scores.failures) == {2: Failure("touchy", "raised", "scene 'b': reward 'touchy': KeyError: 'thirty'")}
     assert scores.component("pdms").tolist() == [0.1, 0.2, 0.3, 0.4]
     assert calls == [4, 2, 2, 1, 1]  # all, halves, and the half that fails row by row
 
@@ -215,7 +235,8 @@ def test_user_reward_of_nan_or_infinity_is_invalid() -> None:
 
     scores = service([RewardSpec("gappy"), RewardSpec("pdms", 0.0)]).score([make_scene("a")], plans([1, 2, 3, 4]))
     assert scores.valid.tolist() == [True, False, False, True]
-    assert dict(scores.failures) == {
+    assert kinds(scores) == {1: ("gappy", "not_finite"), 2: ("gappy", "not_finite")}
+    assert reasons(scores) == {
         1: "scene 'a': reward 'gappy': returned nan",
         2: "scene 'a': reward 'gappy': returned inf",
     }
@@ -241,7 +262,9 @@ def test_user_reward_of_the_wrong_form_is_called_once_and_explained(value: Any, 
 
     scores = service([RewardSpec("formless")]).score([make_scene("a")], plans([1, 2, 3]))
     assert not scores.valid.any()
-    assert set(scores.failures.values()) == {f"scene 'a': reward 'formless': {reason}"}
+    assert set(scores.failures.values()) == {
+        Failure("formless", "wrong_output", f"scene 'a': reward 'formless': {reason}")
+    }
     assert calls == [1]
 
 
@@ -280,7 +303,7 @@ def test_user_reward_cannot_change_what_others_see() -> None:
 
     scores = service([RewardSpec("pdms"), RewardSpec("vandal")]).score([make_scene("a")], plans([10]))
     assert scores.component("pdms").tolist() == [0.1]
-    assert "read-only" in scores.failures[0]
+    assert "read-only" in scores.failures[0].reason
 
 
 def test_row_keeps_its_first_reason() -> None:
@@ -289,8 +312,8 @@ def test_row_keeps_its_first_reason() -> None:
         raise RuntimeError("never")
 
     scores = service([RewardSpec("never")]).score([make_scene("a")], plans([95, 10]))
-    assert "ArithmeticError" in scores.failures[0]
-    assert "reward 'never': RuntimeError: never" in scores.failures[1]
+    assert "ArithmeticError" in scores.failures[0].reason
+    assert "reward 'never': RuntimeError: never" in scores.failures[1].reason
 
 
 def test_no_rows_make_no_scores() -> None:
@@ -361,7 +384,8 @@ def test_negative_size_is_refused(options: dict[str, int]) -> None:
 
 def scores_with_failures(rows: int, failed: int) -> Scores:
     valid = np.arange(rows) >= failed
-    return Scores(("pdms",), np.ones((rows, 1)), np.ones(rows), valid, {i: f"reason {i}" for i in range(failed)})
+    failures = {i: Failure("scorer", "raised", f"reason {i}") for i in range(failed)}
+    return Scores(("pdms",), np.ones((rows, 1)), np.ones(rows), valid, INFO, failures)
 
 
 def test_share_of_invalid_rows_up_to_the_limit_passes() -> None:

@@ -42,7 +42,7 @@ SPECS = [RewardSpec("pdms", 0.8), RewardSpec(f"{EXAMPLE}:smooth_speed", 0.2, {"t
 
 def test_service_gives_what_the_scorer_gives(scenes: list[Scene], plans: Trajectories) -> None:
     scores = LocalRewardService(build_reward(SPECS)).score(scenes, plans)
-    assert scores.scorer == "pdms (NAVSIM v1.1)"
+    assert str(scores.scorer) == "PDMS (NAVSIM v1.1, log replay)"
     for s, scene in enumerate(scenes):
         result = score_pdms(prepare_scene(scene.reference), plans.poses[s * GROUP : (s + 1) * GROUP])
         for name in PDMS_COMPONENTS:
@@ -78,8 +78,8 @@ def test_broken_scene_and_broken_plan_are_lost_alone(scenes: list[Scene], plans:
     expected = service.score(scenes, plans)
     scores = service.score([scenes[0], broken, *scenes[2:]], replace(plans, poses=poses))
     assert sorted(scores.failures) == [2, *range(GROUP, 2 * GROUP)]
-    assert scores.failures[2] == f"scene {scenes[0].token!r}: the plan holds a value that is not finite"
-    assert scores.failures[GROUP].startswith(
+    assert scores.failures[2].reason == f"scene {scenes[0].token!r}: the plan holds a value that is not finite"
+    assert scores.failures[GROUP].reason.startswith(
         f"scene {scenes[1].token!r} cannot be prepared: DataError: SceneReference.pdm"
     )
     np.testing.assert_array_equal(scores.components[scores.valid], expected.components[scores.valid])
