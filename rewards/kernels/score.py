@@ -54,11 +54,13 @@ class ScoreRules:
     """Whether DDC counts steps with the box centre in an intersection (v1.1) or not (v2.2)."""
     lane_keeping: bool
     """Whether LK is computed; it is 1 otherwise."""
+    comfort: bool
+    """Whether the comfort of v1.1 is computed; it is 1 otherwise."""
 
 
-V1_RULES = ScoreRules(ttc_steps=41, direction_in_intersections=True, lane_keeping=False)
+V1_RULES = ScoreRules(ttc_steps=41, direction_in_intersections=True, lane_keeping=False, comfort=True)
 """NAVSIM v1.1."""
-V2_RULES = ScoreRules(ttc_steps=32, direction_in_intersections=False, lane_keeping=True)
+V2_RULES = ScoreRules(ttc_steps=32, direction_in_intersections=False, lane_keeping=True, comfort=False)
 """NAVSIM v2.2."""
 
 
@@ -103,6 +105,7 @@ def _score(
     ttc_steps: int,
     ignored: int,
     lane_keeping: bool,
+    comfortable: bool,
     values: NDArray[np.float64],
     comfort: NDArray[np.bool_],
     areas: NDArray[np.uint8],
@@ -139,7 +142,10 @@ def _score(
         values[1, b] = 1.0 if on_road else 0.0
         values[2, b] = direction_score(boxes, areas[b], ignored)
         values[3, b], values[9, b] = ttc_score(agents, plan, boxes, speed, areas[b], bounds, ttc_steps)
-        comfort_tests(plan, comfort[b])
+        if comfortable:
+            comfort_tests(plan, comfort[b])
+        else:
+            comfort[b] = True
         values[4, b] = 1.0 if comfort[b].all() else 0.0
         values[5, b] = light_score(lights, boxes)
         keeps = not lane_keeping or keeps_lane(boxes, areas[b], road.centerline, road.arclength)
@@ -178,6 +184,7 @@ def score_states(
     areas = np.zeros((rows, NUM_STATES), dtype=np.uint8)
     valid = np.zeros(rows, dtype=np.bool_)
     ignored = 0 if rules.direction_in_intersections else CENTER_IN_INTERSECTION
-    _score(road, agents, lights, states, rules.ttc_steps, ignored, rules.lane_keeping, values, comfort, areas, valid)
+    options = (rules.ttc_steps, ignored, rules.lane_keeping, rules.comfort)
+    _score(road, agents, lights, states, *options, values, comfort, areas, valid)
     nc, dac, ddc, ttc, c, tlc, lk, progress_m, fault, ttc_step = values
     return StateMetrics(valid, nc, dac, ddc, ttc, c, tlc, lk, progress_m, fault, ttc_step, comfort, areas)
