@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 
 from rewards.kernels.simulate import NUM_STATES, STEP_S
 
-__all__ = ["COMFORT_TESTS", "comfort_tests", "smoothing_matrix"]
+__all__ = ["COMFORT_BOUNDS", "COMFORT_TESTS", "comfort_tests", "smoothing_matrix"]
 
 COMFORT_TESTS = ("lon_acceleration", "lat_acceleration", "jerk", "lon_jerk", "yaw_acceleration", "yaw_rate")
 """The six bounds, in the order of every ``[…, 6]`` array."""
 
-_LON_ACCELERATION = (-4.05, 2.40)
-_LAT_ACCELERATION = (-4.89, 4.89)
-_JERK = (-8.37, 8.37)
-_LON_JERK = (-4.13, 4.13)
-_YAW_ACCELERATION = (-1.93, 1.93)
-_YAW_RATE = (-0.95, 0.95)
+COMFORT_BOUNDS = ((-4.05, 2.40), (-4.89, 4.89), (-8.37, 8.37), (-4.13, 4.13), (-1.93, 1.93), (-0.95, 0.95))
+"""Exclusive bounds of the tests, in SI units (m/s^2, m/s^3, 1/s^2, 1/s)."""
 
 
 def smoothing_matrix(samples: int, window: int, order: int, derivative: int = 0) -> NDArray[np.float64]:
@@ -67,8 +63,9 @@ _OPERATORS = _operators()
 
 
 @njit(cache=True, nogil=True)
-def _within(operator: int, signal: NDArray[np.float64], bounds: tuple[float, float], work: NDArray[np.float64]) -> bool:
-    """Whether the filtered signal, rounded to 8 decimals, stays strictly between the bounds at every step."""
+def _within(operator: int, signal: NDArray[np.float64], test: int, work: NDArray[np.float64]) -> bool:
+    """Whether the filtered signal, rounded to 8 decimals, stays strictly between a test's bounds at every step."""
+    low, high = COMFORT_BOUNDS[test]
     work[:] = 0.0
     for k in range(NUM_STATES):
         value = signal[k]
@@ -76,7 +73,7 @@ def _within(operator: int, signal: NDArray[np.float64], bounds: tuple[float, flo
             work[i] += _OPERATORS[operator, k, i] * value
     for i in range(NUM_STATES):
         rounded = np.rint(work[i] * 1e8) / 1e8
-        if not bounds[0] < rounded < bounds[1]:
+        if not low < rounded < high:
             return False
     return True
 
@@ -96,9 +93,9 @@ def comfort_tests(states: NDArray[np.float64], passed: NDArray[np.bool_]) -> Non
         if k > 0:
             turns += np.rint((states[k, 2] - states[k - 1, 2]) / (2.0 * math.pi))
         heading[k] = states[k, 2] - 2.0 * math.pi * turns
-    passed[0] = _within(0, states[:, 5], _LON_ACCELERATION, work)
-    passed[1] = _within(0, states[:, 6], _LAT_ACCELERATION, work)
-    passed[2] = _within(1, total, _JERK, work)
-    passed[3] = _within(1, states[:, 5], _LON_JERK, work)
-    passed[4] = _within(2, heading, _YAW_ACCELERATION, work)
-    passed[5] = _within(3, heading, _YAW_RATE, work)
+    passed[0] = _within(0, states[:, 5], 0, work)
+    passed[1] = _within(0, states[:, 6], 1, work)
+    passed[2] = _within(1, total, 2, work)
+    passed[3] = _within(1, states[:, 5], 3, work)
+    passed[4] = _within(2, heading, 4, work)
+    passed[5] = _within(3, heading, 5, work)
