@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.carriers import FailureKind
+from rewards.partly_scored import PartlyScoredError
 
 __all__ = ["OutputError", "call_isolated", "describe_error"]
 
@@ -35,11 +36,15 @@ def call_isolated(
         width: Columns of the result.
 
     Returns:
-        ``[n, width]`` values, NaN where the function failed, and kind and reason by row index. A result of another shape
-        or type loses all rows at once, without further calls.
+        ``[n, width]`` values, NaN where the function failed, and kind and reason by row index. A result of another
+        shape or type loses all rows at once, without further calls; PartlyScoredError says itself which rows are lost.
     """
     try:
-        return _checked(function(rows), len(rows), width), {}
+        try:
+            values, failures = function(rows), {}
+        except PartlyScoredError as partly:
+            values, failures = partly.values, partly.failures
+        return _checked(values, len(rows), width), {int(rows[i]): failure for i, failure in failures.items()}
     except OutputError as error:
         reason = str(error)
         return np.full((len(rows), width), np.nan), {int(row): ("wrong_output", reason) for row in rows}
