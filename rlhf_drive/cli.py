@@ -12,6 +12,7 @@ import typer
 
 from rlhf_drive.cli_check import load_checked
 from rlhf_drive.cli_recipes import recipes_app
+from rlhf_drive.cli_rewards import rewards_app, score
 from rlhf_drive.cli_scenes import scenes_app
 from rlhf_drive.errors import ConfigError, RlhfDriveError
 
@@ -29,10 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-rewards_app = typer.Typer(help="Reward functions.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(rewards_app, name="rewards")
+app.command()(score)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a .yaml file.")]
 Overrides = Annotated[
@@ -104,46 +105,6 @@ def compare(
     from rlhf_drive.training.pipeline import run
 
     _print_run_folder(run(recipe, resume=None))
-
-
-@app.command()
-def score(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Holds <id>.scene.json and <id>.scene.npz files.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="One row per (scene, candidate).")],
-    metric: Annotated[str, typer.Option(help="The metric: pdms.")] = "pdms",
-) -> None:
-    """Score the candidate plans of a folder of scenes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from rlhf_drive.compare.score import score_folder
-
-    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(done: int, total: int, rows: int) -> None:
-            rate = rows / max(progress.tasks[task].elapsed or 0.0, 1e-9)
-            progress.update(task, completed=done, total=total, description=f"{rows} plans, {rate:,.0f} plans/s")
-
-        result = score_folder(folder, out, metric=metric, on_progress=advance)
-    typer.echo(
-        f"{result.rows} plans of {result.scenes} scenes in {result.seconds:.1f} s ({result.rows_per_s:,.0f} plans/s), "
-        f"{result.invalid} invalid, mean PDMS {100 * result.mean_pdms:.2f}"
-    )
-    typer.echo(f"Scores: {out}")
-
-
-@rewards_app.command("list")
-def list_rewards() -> None:
-    """Show the registered rewards with their options."""
-    from rewards import REWARDS
-
-    for name in REWARDS:
-        entry = REWARDS.get(name)
-        options = ", ".join(f"{o.name}: {o.kind.__name__}{' (required)' if o.required else ''}" for o in entry.options)
-        text = (entry.function.__doc__ or "").strip().splitlines()
-        typer.echo(f"{name:<18} {text[0] if text else ''}{f'  [{options}]' if options else ''}")
-    typer.echo("A function of yours: name it path/to/file.py:function or package.module:function in reward.terms.")
 
 
 def _print_run_folder(folder: Path) -> None:

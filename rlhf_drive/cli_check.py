@@ -29,12 +29,14 @@ def check_recipe(recipe: Recipe) -> list[str]:
 def _reward_problems(recipe: Recipe) -> list[str]:
     if not recipe.reward:
         return []
-    from rewards import RewardSpec, build_reward
+    from rewards.from_recipe import reward_config
 
     try:
-        build_reward([RewardSpec(term.name, term.weight, term.options) for term in recipe.reward.terms])
+        reward = reward_config(recipe.reward).build()
     except RlhfDriveError as error:
         return str(error).splitlines()
+    if reward.two_frame and recipe.rollout and recipe.rollout.previous_plan == "none":
+        return ["rollout.previous_plan: the reward needs the plan of the frame before. Set it to sampled or human"]
     return []
 
 

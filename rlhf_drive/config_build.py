@@ -83,7 +83,7 @@ def _build_bounded(kind: Any, value: object, path: str, problems: list[str]) -> 
 
 def _build_choice(choices: Sequence[str], value: object, path: str, problems: list[str]) -> Any:
     """One of a few words."""
-    if value in choices:
+    if value in choices and not isinstance(value, bool):
         return value
     close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -58,10 +58,15 @@ def find_conflicts(recipe: Recipe) -> Iterator[str]:
 def _scenes(scenes: ScenesSection) -> Iterator[str]:
     if scenes.source == "generate" and scenes.count == 0:
         yield "scenes.count: must be at least 1 with source 'generate'"
-    if scenes.source == "recorded":
-        yield from _given_folder("scenes.path", scenes.path, "the folder of recordings", "scenes.path=FOLDER")
+    if scenes.source in ("recorded", "navsim"):
+        what = "the folder of recordings" if scenes.source == "recorded" else "the folder of metric caches"
+        yield from _given_folder("scenes.path", scenes.path, what, "scenes.path=FOLDER")
     elif scenes.path is not None:
         yield f"scenes.path: has no effect with source {scenes.source!r}. Set it to null, or scenes.source=recorded"
+    if scenes.source == "navsim" and scenes.logs is not None:
+        yield from _given_folder("scenes.logs", scenes.logs, "the folder of NAVSIM logs", "scenes.logs=FOLDER")
+    elif scenes.logs is not None:
+        yield f"scenes.logs: has no effect with source {scenes.source!r}. Set it to null, or scenes.source=navsim"
     if scenes.source == "store":
         yield from _given_folder("scenes.store", scenes.store, "a scene store", "scenes.store=FOLDER")
     if len(set(scenes.kinds)) != len(scenes.kinds):
@@ -120,6 +125,9 @@ def _rl(recipe: Recipe) -> Iterator[str]:
             f"rl.micro_batch_scenes: at most rollout.scenes_per_step = {rollout.scenes_per_step}; "
             f"got {rl.micro_batch_scenes}"
         )
+    if rollout and rollout.scenes_per_chunk > rollout.scenes_per_step:
+        most, got = rollout.scenes_per_step, rollout.scenes_per_chunk
+        yield f"rollout.scenes_per_chunk: at most rollout.scenes_per_step = {most}; got {got}"
 
 
 def _compare(job: str, compare: CompareSection) -> Iterator[str]:
@@ -131,6 +139,8 @@ def _compare(job: str, compare: CompareSection) -> Iterator[str]:
             yield f"compare.policies.{name}: is the name of a policy that the pipeline trains. Choose another name"
     if len(set(compare.baselines)) != len(compare.baselines):
         yield f"compare.baselines: names a baseline twice: {', '.join(compare.baselines)}"
+    if len(set(compare.metrics)) != len(compare.metrics) or not compare.metrics:
+        yield f"compare.metrics: name pdms, epdms or both, each once; got [{', '.join(compare.metrics)}]"
     if job == "compare" and not compare.policies and not compare.baselines:
         yield "compare.policies: there is nothing to compare. Add compare.policies.NAME=CHECKPOINT or a baseline"
 

@@ -20,6 +20,7 @@ __all__ = [
     "PolicySection",
     "ProcessSection",
     "Recipe",
+    "RewardGate",
     "RewardSection",
     "RewardTerm",
     "RlSection",
@@ -72,12 +73,14 @@ _ABSENT: Any = None
 class ScenesSection:
     """Where the driving scenes come from, and how they are split."""
 
-    source: Literal["generate", "recorded", "store"]
-    """`generate` by rule, import `recorded` driving, or open a `store` that was written before."""
+    source: Literal["generate", "recorded", "navsim", "store"]
+    """`generate` by rule, import `recorded` driving or `navsim` metric caches, or open a `store` written before."""
     path: str | None
-    """Folder of recordings (source `recorded` only)."""
+    """Folder of recordings or of metric caches (sources `recorded` and `navsim` only)."""
     store: str | None
     """Folder the scene store is written to, or lies in (source `store`); null = `scenes` in the run folder."""
+    logs: str | None = None
+    """Folder of NAVSIM logs, which hold the true observations (source `navsim` only)."""
     count: CountOrZero = 0
     """Scenes to generate (source `generate`)."""
     kinds: tuple[str, ...] = ()
@@ -176,6 +179,16 @@ class SftSection:
 
 
 @dataclass(frozen=True)
+class RewardGate:
+    """One factor of the reward."""
+
+    name: str
+    """As for a term."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Keyword options of the function."""
+
+
+@dataclass(frozen=True)
 class RewardTerm:
     """One term of the reward."""
 
@@ -189,14 +202,25 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class RewardSection:
-    """What RL maximises: the weighted mean of the terms."""
+    """What RL maximises: the product of the gates times the weighted mean of the terms."""
 
+    scorer: str
+    """Simulator score whose components gates and terms use: `pdms` (NAVSIM v1.1), `epdms` (v2.2), or
+    `path/to/file.py:function` of one's own."""
+    scorer_options: Mapping[str, object]
+    """Options of the scorer, such as ``{human_filter: on}`` for `epdms`."""
+    gates: tuple[RewardGate, ...]
+    """Factors of the mean; may be empty."""
     terms: tuple[RewardTerm, ...]
     """At least one term."""
+    engine: Literal["local", "ray"]
+    """`local`: threads of this process; `ray`: actors, on this machine or on the cluster that RAY_ADDRESS names."""
+    workers: CountOrZero
+    """Threads or actors that score; 0 = one per usable core."""
+    timeout_s: NotNegative
+    """Time a function of yours may take for one row before the row is given up (s); 0 = no limit."""
     max_invalid_fraction: Share
     """The run stops when a larger share of a step's rollouts cannot be scored."""
-    workers: CountOrZero
-    """Threads that score; 0 = one per usable core."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +231,11 @@ class RolloutSection:
     """G: trajectories per scene; an advantage compares them, so at least 2."""
     scenes_per_step: Count
     """S: scenes per RL step."""
+    scenes_per_chunk: Count
+    """Scenes sampled at once; those sampled before are scored meanwhile."""
+    previous_plan: Literal["none", "human", "sampled"]
+    """Plan of the frame 0.5 s earlier, for two-frame comfort: none, the human's drive as a stand-in, or one sampled
+    from the policy for each scene."""
     steps: Annotated[int, Bounds(1, ACTION_TOKENS)]
     """K: decode steps."""
     order: Order
@@ -255,6 +284,10 @@ class RlSection:
     """Groups whose rewards differ by no more than this carry no gradient; they are filtered and counted."""
     train_router: bool
     """Whether the routers of the experts are trained too."""
+    monitor_steps: CountOrZero
+    """Steps between two looks at held-out scenes, which are scored with EPDMS to notice reward hacking; 0 = never."""
+    monitor_scenes: Count
+    """Held-out scenes looked at."""
     save_steps: Count
     """Steps between two checkpoints that a killed run can resume from."""
     keep_checkpoints: Count
@@ -269,6 +302,8 @@ class CompareSection:
     """Checkpoint by the name the report shows; a pipeline adds the policies it trained."""
     baselines: tuple[Literal["human", "pdm_closed", "constant_velocity", "stand_still"], ...]
     """Planners that need no training."""
+    metrics: tuple[Literal["pdms", "epdms"], ...]
+    """Scores reported, the headline first; with `epdms` the plans of the previous frame are made too."""
     samples: Count
     """Trajectories per scene and policy; the score of a scene is their mean."""
     steps: Annotated[int, Bounds(1, ACTION_TOKENS)]
@@ -338,6 +373,7 @@ class Recipe:
 SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
     "generate": ("count", "kinds", "seed", "heldout_fraction", "min_human_pdms"),
     "recorded": ("seed", "heldout_fraction", "starts", "min_human_pdms"),
+    "navsim": ("seed", "heldout_fraction", "min_human_pdms", "logs"),
     "store": (),
 }
 """Keys of section `scenes` that must be given for each source, beside source, path and store."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from rlhf_drive.policies import DecodeTrace
@@ -29,3 +32,19 @@ class Rollout:
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Rollout]) -> Rollout:
+        """The scenes of several rollouts of one group size and decoding, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        group = parts[0].num_generations
+        names = tuple(name for part in parts for name in part.scene_tokens)
+        poses = np.concatenate([part.trajectories.poses for part in parts])
+        return cls(
+            scene_tokens=names,
+            num_generations=group,
+            tokens=torch.cat([part.tokens for part in parts]),
+            trace=DecodeTrace.concatenate([part.trace for part in parts]),
+            trajectories=Trajectories(poses, np.repeat(np.arange(len(names)), group)),
+        )

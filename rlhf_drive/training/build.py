@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from rewards.compose import RewardSpec, build_reward
-from rewards.service import LocalRewardService
-from rlhf_drive.config import CompareSection, Recipe, RewardSection, RlSection, RolloutSection
+from rlhf_drive.config import CompareSection, Recipe, RlSection, RolloutSection
 from rlhf_drive.errors import CheckpointError, ConfigError
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy
 from rlhf_drive.policies.checkpoints import describe_difference
@@ -21,7 +19,6 @@ from rlhf_drive.training.trainer import TrainerSettings
 __all__ = [
     "build_accelerator",
     "build_policy",
-    "build_rewards",
     "decoding_of",
     "sft_settings",
     "trainer_settings",
@@ -60,12 +57,6 @@ def build_policy(recipe: Recipe, device: torch.device) -> Policy:
             raise CheckpointError(f"sft.policy {recipe.sft.policy} does not fit the recipe: {difference}.")
         policy = start
     return policy.to(device)
-
-
-def build_rewards(section: RewardSection) -> LocalRewardService:
-    """The reward service of a recipe."""
-    specs = [RewardSpec(term.name, term.weight, dict(term.options)) for term in section.terms]
-    return LocalRewardService(build_reward(specs), workers=section.workers, cache_size=4096)
 
 
 def decoding_of(section: RolloutSection | CompareSection) -> Decoding:

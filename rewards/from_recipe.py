@@ -1,0 +1,43 @@
+"""From a recipe's `reward` section to a reward and the service that scores with it."""
+
+from __future__ import annotations
+
+from rewards.compose import RewardConfig, RewardSpec
+from rewards.service import LocalRewardService, RewardService
+from rlhf_drive.config import RewardSection
+
+__all__ = ["build_service", "metric_config", "reward_config"]
+
+
+def reward_config(section: RewardSection) -> RewardConfig:
+    """The section as data that any worker can build a reward from."""
+    return RewardConfig(
+        terms=tuple(RewardSpec(term.name, term.weight, dict(term.options)) for term in section.terms),
+        gates=tuple(RewardSpec(gate.name, 1.0, dict(gate.options)) for gate in section.gates),
+        scorer=section.scorer,
+        scorer_options=dict(section.scorer_options),
+    )
+
+
+def metric_config(metric: str, section: RewardSection | None = None) -> RewardConfig:
+    """The reward that is a metric itself.
+
+    Args:
+        metric: `pdms` or `epdms`.
+        section: A recipe's reward; its scorer options are taken over where its scorer is the metric's.
+    """
+    options = dict(section.scorer_options) if section and section.scorer == metric else {}
+    return RewardConfig((RewardSpec(metric),), scorer=metric, scorer_options=options)
+
+
+def build_service(config: RewardConfig, section: RewardSection) -> RewardService:
+    """The service that scores by `config` on the engine that the section names.
+
+    Raises:
+        ConfigError: The reward or the engine cannot be had; the message says why.
+    """
+    if section.engine == "ray":
+        from rewards.ray_service import RayRewardService
+
+        return RayRewardService(config, workers=section.workers, timeout_s=section.timeout_s)
+    return LocalRewardService(config.build(), workers=section.workers, timeout_s=section.timeout_s)
