@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from rlhf_drive.errors import DataError
 from rlhf_drive.scenes.model import HISTORY_TIMES_S, REFERENCE_STEPS, Observation, Scene, SceneReference
-from rlhf_drive.scenes.trajectories import NUM_POSES
 
 __all__ = ["RecordBatchReader", "arrow_schema", "scene_batch"]
 
@@ -25,6 +26,8 @@ _SCALARS = {
     "ref_prev_t0_us": "int64",
     "ref_speed_limit": "float64",
 }
+_CAMERAS = "obs_cameras"
+"""Text column with a JSON object; stores of format version 1 lack it."""
 _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "obs_ego_history": ("float32", (_H, 8)),
     "obs_agents": ("float32", (-1, _H, 5)),
@@ -39,10 +42,10 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "obs_map_red": ("bool", (-1,)),
     "obs_route_xy": ("float32", (-1, 2)),
     "ref_ego_init": ("float64", (11,)),
-    "ref_prev_ego_init": ("float64", (11,)),
-    "ref_past_times_us": ("int64", (4,)),
-    "ref_past_states": ("float64", (4, 11)),
-    "ref_human_poses": ("float64", (NUM_POSES, 3)),
+    "ref_prev_ego_init": ("float64", (-1,)),
+    "ref_past_times_us": ("int64", (-1,)),
+    "ref_past_states": ("float64", (-1, 11)),
+    "ref_human_poses": ("float64", (-1, 3)),
     "ref_centerline": ("float64", (-1, 3)),
     "ref_map_xy": ("float64", (-1, 2)),
     "ref_map_offsets": ("int64", (-1,)),
@@ -63,11 +66,17 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Type and shape of every array column; -1 is the ragged axis, whose length follows from the stored offsets."""
 
 
-def arrow_schema() -> Any:
-    """The `pyarrow.Schema` of a shard: one scalar column per name and value, one list column per array."""
+def arrow_schema(version: int = 2) -> Any:
+    """The `pyarrow.Schema` of a shard: one scalar column per name and value, one list column per array.
+
+    Args:
+        version: Format version of the store; 1 has no cameras.
+    """
     import pyarrow as pa
 
     scalars = [pa.field(name, pa.type_for_alias(kind)) for name, kind in _SCALARS.items()]
+    if version > 1:
+        scalars.append(pa.field(_CAMERAS, pa.string()))
     arrays = [pa.field(name, pa.list_(pa.type_for_alias(kind))) for name, (kind, _) in _ARRAYS.items()]
     return pa.schema(scalars + arrays)
 
@@ -83,6 +92,7 @@ def _values(scene: Scene, split: str) -> dict[str, Any]:
     }
     row |= {f"obs_{f.name}": getattr(scene.observation, f.name) for f in fields(Observation)}
     row |= {f"ref_{f.name}": getattr(scene.reference, f.name) for f in fields(SceneReference)}
+    row[_CAMERAS] = json.dumps(dict(scene.observation.cameras))
     return row
 
 
@@ -102,7 +112,7 @@ def scene_batch(scenes: Sequence[Scene], splits: Sequence[str]) -> Any:
     rows = [_values(scene, split) for scene, split in zip(scenes, splits, strict=True)]
     columns = []
     for field in schema:
-        if field.name in _SCALARS:
+        if field.name not in _ARRAYS:
             columns.append(pa.array([row[field.name] for row in rows], type=field.type))
             continue
         flat = [row[field.name].reshape(-1) for row in rows]
@@ -119,6 +129,7 @@ class RecordBatchReader:
         self._scalars = {name: batch.column(name) for name in _SCALARS}
         self._values = {name: batch.column(name).values for name in _ARRAYS}
         self._offsets = {name: batch.column(name).offsets.to_numpy() for name in _ARRAYS}
+        self._cameras = batch.column(_CAMERAS) if _CAMERAS in batch.schema.names else None
 
     def scene(self, row: int) -> Scene:
         """Scene at `row` of the batch.
@@ -131,6 +142,7 @@ class RecordBatchReader:
             first, last = self._offsets[name][row : row + 2].tolist()
             flat = self._values[name].slice(first, last - first).to_numpy(zero_copy_only=False)
             values[name] = flat.reshape(shape)
+        values[_CAMERAS] = {} if self._cameras is None else _as_mapping(self._cameras[row].as_py())
         return Scene(
             token=values["token"],
             kind=values["kind"],
@@ -139,6 +151,15 @@ class RecordBatchReader:
             observation=Observation(**_strip(values, "obs_")),
             reference=SceneReference(**_strip(values, "ref_")),
         )
+
+
+def _as_mapping(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"Column {_CAMERAS} holds {text!r:.100}, which is no JSON: {error}. Make the scenes again."
+        ) from error
 
 
 def _strip(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -20,7 +20,9 @@ MANIFEST_NAME = "scenes.json"
 REMAKE = "Make the scenes again or restore the folder from a copy."
 """What to do about a damaged store, for messages."""
 _FORMAT = "rlhf-drive scenes"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 has no cameras."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Manifest:
     """The Arrow files in order."""
     info: Mapping[str, Any]
     """What the writer noted about the scenes' origin."""
+    version: int = _VERSION
+    """Format version, which says what columns the shards have."""
 
     def write(self, folder: Path) -> None:
         """Write `scenes.json` into `folder` and wait until it is on disk."""
         content = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": self.version,
             "count": sum(self.splits.values()),
             "splits": dict(self.splits),
             "shards": [asdict(shard) for shard in self.shards],
@@ -84,9 +88,10 @@ class Manifest:
             raise DataError(f"{path} cannot be read: {error}. {REMAKE}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"{path} does not describe a scene store. Check the path.")
-        if content.get("version") != _VERSION:
+        version = content.get("version")
+        if type(version) is not int or version not in _READABLE:
             raise DataError(
-                f"{path} has format version {content.get('version')!r}; this installation reads {_VERSION}. "
+                f"{path} has format version {version!r}; this installation reads {' and '.join(map(str, _READABLE))}. "
                 "Make the scenes again, or use the version that wrote them."
             )
         try:
@@ -97,7 +102,7 @@ class Manifest:
             raise DataError(f"{path} is incomplete: {type(error).__name__}: {error}. {REMAKE}") from error
         if not sum(splits.values()) == sum(shard.count for shard in shards) == total > 0:
             raise DataError(f"{path} contradicts itself: count {total}, splits {splits}. {REMAKE}")
-        return cls(splits, shards, info)
+        return cls(splits, shards, info, version)
 
 
 def file_sha256(path: Path) -> str:
@@ -106,13 +111,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_shard(folder: Path, shard: Shard, *, verify: bool) -> Any:
+def open_shard(folder: Path, shard: Shard, *, verify: bool, version: int = _VERSION) -> Any:
     """The shard as a memory-mapped `datasets.Dataset`, once its bytes are those that the manifest promises.
 
     Args:
         folder: The store.
         shard: What the manifest says of it.
         verify: Whether to compare the SHA-256 as well as size, columns and count.
+        version: Format version of the store.
 
     Raises:
         DataError: The file is missing, truncated or altered.
@@ -130,6 +136,6 @@ def open_shard(folder: Path, shard: Shard, *, verify: bool) -> Any:
         dataset = Dataset.from_file(str(path))
     except Exception as error:  # Arrow and datasets raise many types for bytes they cannot read
         raise DataError(f"{path} cannot be read as Arrow: {type(error).__name__}: {error}. {REMAKE}") from error
-    if not dataset.data.schema.equals(arrow_schema()) or len(dataset) != shard.count:
+    if not dataset.data.schema.equals(arrow_schema(version)) or len(dataset) != shard.count:
         raise DataError(f"{path} does not hold the {shard.count} scenes that were written. {REMAKE}")
     return dataset

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -80,6 +81,22 @@ def _checked(obj: object, name: str, shape: tuple[int | None, ...], dtype: type,
     object.__setattr__(obj, name, array)
 
 
+def _checked_or_empty(obj: object, name: str, shape: tuple[int, ...], dtype: type) -> None:
+    """As :func:`_checked`, but the first axis may be 0: what the source lacks is explicitly empty."""
+    _checked(obj, name, (None, *shape[1:]), dtype)
+    if len(getattr(obj, name)) not in (0, shape[0]):
+        want, empty = (", ".join(map(str, (n, *shape[1:]))) for n in (shape[0], 0))
+        got = list(getattr(obj, name).shape)
+        raise DataError(f"{type(obj).__name__}.{name} must have shape [{want}], or [{empty}] if unknown; got {got}.")
+
+
+def _checked_cameras(cameras: object) -> dict[str, str]:
+    """The mapping as a new dict; both sides must be text."""
+    if not isinstance(cameras, Mapping) or not all(isinstance(v, str) for item in cameras.items() for v in item):
+        raise DataError(f"Observation.cameras must map camera names to image paths, both text; got {cameras!r:.200}.")
+    return dict(cameras)
+
+
 def _check_offsets(obj: object, name: str, total: int, items: int) -> None:
     """Offsets must start at 0, never fall, end at `total` and bound `items` items."""
     offsets = getattr(obj, name)
@@ -122,6 +139,8 @@ class Observation:
     """``[R, 2]`` the navigation route ahead as a polyline along lane centres (not what the human drove)."""
     command: int
     """:class:`Command`."""
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    """Image at t=0 by camera name, as a path the source gives; empty if it has no cameras."""
 
     def __post_init__(self) -> None:
         h = len(HISTORY_TIMES_S)
@@ -141,6 +160,7 @@ class Observation:
         _checked(self, "map_red", (m,), np.bool_)
         _checked(self, "route_xy", (None, 2), np.float32)
         object.__setattr__(self, "command", int(Command(self.command)))
+        object.__setattr__(self, "cameras", _checked_cameras(self.cameras))
 
     @property
     def speed_mps(self) -> float:
@@ -162,15 +182,15 @@ class SceneReference:
     ego_init: NDArray[np.float64]
     """``[11]`` ego state at t=0."""
     prev_t0_us: int
-    """Time of the previous frame (about 0.5 s earlier)."""
+    """Time of the previous frame (about 0.5 s earlier); 0 if unknown."""
     prev_ego_init: NDArray[np.float64]
-    """``[11]`` ego state of the previous frame (two-frame comfort)."""
+    """``[11]`` ego state of the previous frame (two-frame comfort); ``[0]`` if unknown."""
     past_times_us: NDArray[np.int64]
-    """``[4]`` times of `past_states`."""
+    """``[4]`` times of `past_states`; ``[0]`` if unknown."""
     past_states: NDArray[np.float64]
-    """``[4, 11]`` logged ego states at about -1.5, -1, -0.5, 0 s (history comfort)."""
+    """``[4, 11]`` logged ego states at about -1.5, -1, -0.5, 0 s (history comfort); ``[0, 11]`` if unknown."""
     human_poses: NDArray[np.float64]
-    """``[8, 3]`` the human's future rear-axle poses in the t=0 ego frame, 0.5 … 4.0 s."""
+    """``[8, 3]`` the human's future rear-axle poses in the t=0 ego frame, 0.5 … 4.0 s; ``[0, 3]`` if unknown."""
     centerline: NDArray[np.float64]
     """``[C, 3]`` x, y, heading of the route's centreline; from the ego or behind it to >= 400 m ahead where it can."""
     speed_limit: float
@@ -207,11 +227,15 @@ class SceneReference:
     """``[41, 3]`` the same by v2.2; ``[0, 3]`` until computed."""
 
     def __post_init__(self) -> None:
-        for name in ("ego_init", "prev_ego_init"):
-            _checked(self, name, (11,), np.float64)
-        _checked(self, "past_times_us", (4,), np.int64)
-        _checked(self, "past_states", (4, 11), np.float64)
-        _checked(self, "human_poses", (NUM_POSES, 3), np.float64)
+        _checked(self, "ego_init", (11,), np.float64)
+        _checked_or_empty(self, "prev_ego_init", (11,), np.float64)
+        _checked_or_empty(self, "past_times_us", (4,), np.int64)
+        _checked_or_empty(self, "past_states", (4, 11), np.float64)
+        _checked_or_empty(self, "human_poses", (NUM_POSES, 3), np.float64)
+        if len(self.past_times_us) != len(self.past_states):
+            raise DataError(
+                f"SceneReference has {len(self.past_times_us)} past_times_us for {len(self.past_states)} past_states."
+            )
         _checked(self, "centerline", (None, 3), np.float64)
         for xy, offsets in (("map_xy", "map_offsets"), ("red_xy", "red_offsets")):
             _checked(self, xy, (None, 2), np.float64)

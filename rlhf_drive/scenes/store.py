@@ -196,7 +196,8 @@ class SceneStore:
         """
         folder = Path(path)
         manifest = Manifest.read(folder)
-        store = cls(folder, manifest.info, [open_shard(folder, shard, verify=verify) for shard in manifest.shards])
+        shards = [open_shard(folder, shard, verify=verify, version=manifest.version) for shard in manifest.shards]
+        store = cls(folder, manifest.info, shards)
         sizes = Counter(store._column("split"))
         if sizes != Counter(manifest.splits):
             raise DataError(

@@ -15,6 +15,7 @@ import pytest
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import Observation, Scene, SceneReference
 from rlhf_drive.scenes.columns import arrow_schema
+from rlhf_drive.scenes.manifest import file_sha256
 from rlhf_drive.scenes.store import SceneStore, write_scenes
 
 
@@ -41,6 +42,7 @@ def make_scene(seed: int, *, token: str | None = None, cluster: str | None = Non
         map_red=rng.random(lines) < 0.5,
         route_xy=rng.normal(size=(seed % 5, 2)),
         command=seed % 3,
+        cameras={"CAM_F0": f"log/CAM_F0/{seed}.jpg", "CAM_Ä": ""} if seed % 2 else {},
     )
     reference = SceneReference(
         t0_us=1_700_000_000_123_457 + seed,
@@ -77,6 +79,9 @@ def bits(scene: Scene) -> dict[str, object]:
     named = {f.name: getattr(scene, f.name) for f in fields(scene) if f.name not in ("observation", "reference")}
     for part in (scene.observation, scene.reference):
         for f in fields(part):
+            if f.name == "cameras":
+                named[f.name] = dict(part.cameras)
+                continue
             value = np.asarray(getattr(part, f.name))
             named[f"{type(part).__name__}.{f.name}"] = (value.dtype.str, value.shape, value.tobytes())
     return named
@@ -144,6 +149,68 @@ def test_store_columns_cover_the_data_model() -> None:
     expected = {f"obs_{f.name}" for f in fields(Observation)} | {f"ref_{f.name}" for f in fields(SceneReference)}
     expected |= {"token", "kind", "cluster", "challenging", "split"}
     assert set(arrow_schema().names) == expected
+
+
+@pytest.mark.parametrize("absent", ["human_poses", "past", "prev_ego_init", "all"])
+def test_what_a_source_lacks_stays_explicitly_empty(tmp_path: Path, absent: str) -> None:
+    empty = {
+        "human_poses": {"human_poses": np.zeros((0, 3))},
+        "past": {"past_states": np.zeros((0, 11)), "past_times_us": np.zeros(0, dtype=np.int64)},
+        "prev_ego_init": {"prev_ego_init": np.zeros(0), "prev_t0_us": 0},
+    }
+    changes = {k: v for name, group in empty.items() if absent in (name, "all") for k, v in group.items()}
+    scenes = [make_scene(1).with_reference(**changes), make_scene(2)]
+    split_of = {"scene-1": "train", "scene-2": "heldout"}
+    write_scenes(tmp_path / "store", scenes, split_of=split_of, info={})
+    assert [bits(scene) for scene in SceneStore.open(tmp_path / "store")] == [bits(scene) for scene in scenes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"human_poses": np.zeros((7, 3))},
+            r"human_poses must have shape \[8, 3\], or \[0, 3\] if unknown; got \[7, 3\]",
+        ),
+        ({"prev_ego_init": np.zeros(10)}, r"prev_ego_init must have shape \[11\], or \[0\] if unknown; got \[10\]"),
+        ({"past_states": np.zeros((0, 11))}, "4 past_times_us for 0 past_states"),
+        ({"past_times_us": np.zeros(0, dtype=np.int64)}, "0 past_times_us for 4 past_states"),
+    ],
+)
+def test_half_of_something_is_refused(changes: dict[str, object], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        make_scene(1).with_reference(**changes)
+
+
+@pytest.mark.parametrize("cameras", [{"CAM_F0": Path("a.jpg")}, {1: "a.jpg"}, ["a.jpg"], "a.jpg"])
+def test_cameras_that_are_no_text_are_refused(cameras: object) -> None:
+    with pytest.raises(DataError, match=r"Observation\.cameras must map camera names to image paths"):
+        replace(make_scene(1).observation, cameras=cameras)
+
+
+def test_store_of_format_version_1_still_opens(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    scenes = write(tmp_path / "store")
+    for path in sorted((tmp_path / "store").glob("*.arrow")):
+        with path.open("rb") as file:
+            table = pa.ipc.open_stream(file).read_all().drop_columns(["obs_cameras"])
+        assert table.schema.names == arrow_schema(1).names
+        with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    vouch(tmp_path / "store", version=1)
+    read = list(SceneStore.open(tmp_path / "store"))
+    bare = [replace(s, observation=replace(s.observation, cameras={})) for s in scenes]
+    assert [bits(scene) for scene in read] == [bits(scene) for scene in bare]
+
+
+def vouch(store: Path, **changes: object) -> None:
+    """Describe the shards as they are now in the manifest."""
+    shards = json.loads((store / "scenes.json").read_text())["shards"]
+    for shard in shards:
+        path = store / shard["file"]
+        shard |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    edit_manifest(store, shards=shards, **changes)
 
 
 def test_same_scenes_make_the_same_bytes(tmp_path: Path) -> None:
@@ -312,7 +379,9 @@ def test_manifest_that_is_missing_cut_off_or_foreign(tmp_path: Path) -> None:
     ("changes", "match"),
     [
         ({"format": "somebody's scenes"}, "does not describe a scene store"),
-        ({"version": 2}, "format version 2; this installation reads 1"),
+        ({"version": 3}, "format version 3; this installation reads 1 and 2"),
+        ({"version": True}, "format version True; this installation reads 1 and 2"),
+        ({"version": 1}, "does not hold the 3 scenes"),
         ({"count": 8}, "contradicts itself"),
         ({"splits": {"train": 4, "heldout": 3}}, "its shards hold"),
         ({"splits": 7}, "is incomplete"),
