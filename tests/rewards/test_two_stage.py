@@ -102,7 +102,7 @@ def test_weights_fall_with_the_squared_distance() -> None:
 
 
 def test_far_starts_share_equally() -> None:
-    """The sum of two starts is 1e-8 at sqrt(-.2 ln(5e-9)) = 1.955 m: beyond it counts as nothing, within it does not."""
+    """The sum of two starts is 1e-8 at sqrt(-.2 ln(5e-9)) = 1.955 m: beyond it that counts as nothing, within not."""
     edge = math.sqrt(-0.2 * math.log(5e-9))
     beyond = np.array([[edge + 1e-3, 0.0], [0.0, edge + 2e-3]])
     assert second_stage_weights(np.zeros(2), beyond).tolist() == [0.5, 0.5]
