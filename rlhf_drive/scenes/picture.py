@@ -5,9 +5,7 @@ The picture shows what the scorer knows, other agents' future included; it is fo
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,25 @@ from numpy.typing import NDArray
 
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes.model import AgentType, MapElement, MapLayer, Scene
+from rlhf_drive.scenes.picture_parts import (
+    AGENT_COLORS,
+    CROSSWALK,
+    EGO,
+    HUMAN,
+    LANE_LINE,
+    PALETTE,
+    ROAD,
+    ROAD_EDGE,
+    ROUTE,
+    Window,
+    agent_boxes,
+    draw_ego,
+    draw_plan,
+    page,
+    png,
+    square_axes,
+    window_around,
+)
 from rlhf_drive.scenes.trajectories import to_ego_frame
 
 if TYPE_CHECKING:
@@ -25,46 +42,10 @@ __all__ = ["Window", "draw_scene", "picture_window", "plan_colors"]
 
 Array = NDArray[np.float64]
 
-EGO_LENGTH_M, EGO_WIDTH_M, EGO_CENTER_M = 5.176, 2.297, 1.461
-"""NAVSIM's ego box (Pacifica) and how far its centre lies ahead of the rear axle."""
-OFF_ROAD, ROAD, ROUTE, LANE_LINE, CROSSWALK, ROAD_EDGE = (
-    "#dde2db",
-    "#fbfbfa",
-    "#e7f0fa",
-    "#b4bcc6",
-    "#e3ddd0",
-    "#7c8792",
-)
-RED_LIGHT, EGO, HUMAN = "#e03131", "#15202b", "#2b8a3e"
-AGENT_COLORS = {
-    AgentType.VEHICLE: "#5c6f82",
-    AgentType.PEDESTRIAN: "#c2255c",
-    AgentType.BICYCLE: "#0c8599",
-    AgentType.STATIC: "#8d6e63",
-}
-PALETTE = ("#1c6fd1", "#e8590c", "#7048e8", "#0b7285", "#b5179e", "#9c6b00", "#495057")
 _PLAN_EVERY_STEPS = (10, 20, 30, 40)
 """Steps of 0.1 s at which another agent's future box is drawn."""
 _DRIVABLE = (MapLayer.ROADBLOCK, MapLayer.INTERSECTION, MapLayer.DRIVABLE_AREA, MapLayer.CARPARK_AREA)
 _LANES = (MapLayer.LANE, MapLayer.LANE_CONNECTOR)
-
-
-@dataclass(frozen=True)
-class Window:
-    """The square of the ego frame that a picture shows."""
-
-    x_min: float
-    """Rearmost x shown (m), at the lower edge."""
-    y_min: float
-    """Rightmost y shown (m), at the right edge."""
-    side: float
-    """Edge length (m)."""
-
-    def pixel(self, x: float, y: float, size_px: int) -> tuple[int, int]:
-        """(column, row) of a point in a picture of ``size_px`` squared, row 0 at the top."""
-        column = (self.y_min + self.side - y) / self.side * size_px
-        row = (self.x_min + self.side - x) / self.side * size_px
-        return int(column), int(row)
 
 
 def plan_colors(names: Sequence[str]) -> dict[str, str]:
@@ -82,12 +63,7 @@ def picture_window(scene: Scene, plans: Mapping[str, Array]) -> Window:
     """Square that holds the ego, the human's drive and the first sample of every plan, 50 to 140 m wide."""
     points = [np.zeros((1, 2)), scene.reference.human_poses[:, :2]]
     points += [plan[0, :, :2] for plan in _samples(plans).values()]
-    xy = np.concatenate(points)
-    xy = xy[np.isfinite(xy).all(axis=1)]
-    low, high = xy.min(axis=0) - [12.0, 10.0], xy.max(axis=0) + np.array([14.0, 10.0])
-    side = float(np.clip((high - low).max(), 50.0, 140.0))
-    spare = side - min(side, float(high[0] - low[0]))
-    return Window(float(low[0]) - 0.3 * spare, float(low[1] + high[1] - side) / 2.0, side)
+    return window_around(points)
 
 
 def draw_scene(
@@ -107,7 +83,7 @@ def draw_scene(
     Args:
         scene: What to draw.
         plans: By name, ``[8, 3]`` or ``[n, 8, 3]`` poses in the t=0 ego frame; further samples are drawn thin. The
-            human is always drawn; plans that are not finite are left out.
+            human is always drawn if known; plans that are not finite are left out.
         title: One or two lines at the top.
         size_px: Edge length of the square picture.
         colors: Colour by plan name, default :func:`plan_colors`.
@@ -118,29 +94,21 @@ def draw_scene(
     Example:
         ``Path("scene.png").write_bytes(draw_scene(scene, {"sft": poses_83}, title=scene.token))``
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     samples = _samples(plans or {})
     window = picture_window(scene, samples)
-    figure = Figure(figsize=(size_px / 100, size_px / 100), dpi=100, facecolor=OFF_ROAD)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_axis_off()
-    axes.set_xlim(-window.y_min - window.side, -window.y_min)
-    axes.set_ylim(window.x_min, window.x_min + window.side)
+    figure, axes = square_axes(window, size_px)
     scale = size_px / 640
     _draw_map(axes, scene, window, scale)
     _draw_agents(axes, scene, scale)
-    _draw_ego(axes, scene, scale)
-    named = {"human": scene.reference.human_poses[None]} | {k: v for k, v in samples.items() if k != "human"}
+    draw_ego(axes, scene.observation, scale)
+    human = scene.reference.human_poses[None]
+    known = {"human": human} if human.size else {}
+    named = known | {k: v for k, v in samples.items() if k != "human"}
     palette = dict(plan_colors(list(named))) | dict(colors or {})
     for name, poses in named.items():
-        _draw_plan(axes, poses, palette[name], scale, band=name == "human")
+        draw_plan(axes, poses, palette[name], scale, band=name == "human")
     _draw_labels(axes, window, {name: palette[name] for name in named}, title, scale)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _samples(plans: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Array]:
@@ -157,26 +125,6 @@ def _samples(plans: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Array]
     return result
 
 
-def _page(xy: Array) -> Array:
-    """Ego-frame points ``[..., 2]`` to the page: right = -y, up = x."""
-    return np.stack([-xy[..., 1], xy[..., 0]], axis=-1)
-
-
-def _boxes(pose: Array, length: Array | float, width: Array | float) -> list[Array]:
-    """Corners ``[4, 2]`` of boxes centred at ``pose [B, 3]``, on the page."""
-    forward = np.stack([np.cos(pose[..., 2]), np.sin(pose[..., 2])], axis=-1) * np.asarray(length)[..., None] / 2
-    left = np.stack([-np.sin(pose[..., 2]), np.cos(pose[..., 2])], axis=-1) * np.asarray(width)[..., None] / 2
-    corners = np.stack([forward + left, forward - left, -forward - left, -forward + left], axis=-2)
-    return list(_page(pose[..., None, :2] + corners))
-
-
-def _ego_boxes(rear_axle: Array) -> list[Array]:
-    """Corners ``[4, 2]`` of ego boxes for rear-axle poses ``[B, 3]``, on the page."""
-    ahead = EGO_CENTER_M * np.stack([np.cos(rear_axle[..., 2]), np.sin(rear_axle[..., 2])], axis=-1)
-    center = np.concatenate([rear_axle[..., :2] + ahead, rear_axle[..., 2:3]], axis=-1)
-    return _boxes(center, EGO_LENGTH_M, EGO_WIDTH_M)
-
-
 def _polygons(xy: Array, offsets: NDArray[np.int64], scene: Scene, window: Window) -> dict[int, Array]:
     """Polygons (by index) of the world frame that touch the window, on the page."""
     ego = to_ego_frame(np.column_stack([xy, np.zeros(len(xy))]), scene.reference.ego_init)[:, :2]
@@ -185,7 +133,7 @@ def _polygons(xy: Array, offsets: NDArray[np.int64], scene: Scene, window: Windo
     for index, (start, end) in enumerate(pairwise(offsets.tolist())):
         ring = ego[start:end]
         if end - start > 2 and (ring.max(axis=0) > low).all() and (ring.min(axis=0) < low + window.side).all():
-            result[index] = _page(ring)
+            result[index] = page(ring)
     return result
 
 
@@ -204,7 +152,7 @@ def _draw_map(axes: Axes, scene: Scene, window: Window, scale: float) -> None:
     )
     lines: dict[int, list[Array]] = {int(kind): [] for kind in MapElement}
     for m, (start, end) in enumerate(pairwise(seen.map_offsets.tolist())):
-        lines[int(seen.map_type[m])].append(_page(seen.map_xy[start:end].astype(np.float64)))
+        lines[int(seen.map_type[m])].append(page(seen.map_xy[start:end].astype(np.float64)))
     axes.add_collection(PolyCollection(lines[MapElement.CROSSWALK], facecolors=CROSSWALK, edgecolors="none", zorder=3))
     centers = lines[MapElement.LANE_CENTER] + lines[MapElement.LANE_CONNECTOR_CENTER]
     dashes = (0, (5, 4))
@@ -231,45 +179,17 @@ def _draw_agents(axes: Axes, scene: Scene, scale: float) -> None:
         moved = np.hypot(*(pose[:, step, :2] - pose[:, 0, :2]).T) > 0.5
         shown = ref.agent_valid[:, step] & (moved | ~ref.agent_valid[:, 0])
         color = np.column_stack([rgb[shown], np.full(shown.sum(), 0.45 - step / 120)])
-        boxes = _boxes(pose[shown, step], length[shown], width[shown])
+        boxes = agent_boxes(pose[shown, step], length[shown], width[shown])
         axes.add_collection(PolyCollection(boxes, facecolors=color, edgecolors=color, linewidths=0.5, zorder=5))
-    trail = [_page(pose[a, :41, :2][ref.agent_valid[a, :41]]) for a in range(len(pose))]
+    trail = [page(pose[a, :41, :2][ref.agent_valid[a, :41]]) for a in range(len(pose))]
     axes.add_collection(
         LineCollection(trail, colors=np.column_stack([rgb, np.full(len(rgb), 0.6)]), linewidths=0.8 * scale, zorder=5.5)
     )
     now = ref.agent_valid[:, 0]
-    boxes = _boxes(pose[now, 0], length[now], width[now])
+    boxes = agent_boxes(pose[now, 0], length[now], width[now])
     axes.add_collection(
         PolyCollection(boxes, facecolors=rgb[now], edgecolors="white", linewidths=0.7 * scale, zorder=6)
     )
-
-
-def _draw_ego(axes: Axes, scene: Scene, scale: float) -> None:
-    from matplotlib.collections import PolyCollection
-
-    past = _page(scene.observation.ego_history[:, :2].astype(np.float64))
-    axes.plot(past[:, 0], past[:, 1], color=EGO, lw=1.6 * scale, ls=":", marker=".", ms=4 * scale, alpha=0.7, zorder=6)
-    box = _ego_boxes(np.zeros((1, 3)))
-    axes.add_collection(PolyCollection(box, facecolors=EGO, edgecolors="white", linewidths=1.0 * scale, zorder=7))
-    nose = _page(np.array([[3.9, 0.0], [3.0, 0.6], [3.0, -0.6]]))
-    axes.add_collection(PolyCollection([nose], facecolors="white", edgecolors="none", zorder=7.5))
-
-
-def _draw_plan(axes: Axes, poses: Array, color: str, scale: float, *, band: bool) -> None:
-    """First sample as a line with a dot per pose (as a wide `band`: under the others), further samples thin."""
-    from matplotlib.collections import LineCollection, PolyCollection
-
-    paths = _page(np.concatenate([np.zeros((len(poses), 1, 2)), poses[:, :, :2]], axis=1))
-    axes.add_collection(LineCollection(list(paths[1:]), colors=color, linewidths=0.9 * scale, alpha=0.3, zorder=8))
-    x, y = paths[0].T
-    if band:
-        axes.plot(x, y, color=color, lw=7.0 * scale, alpha=0.45, zorder=8.2, solid_capstyle="round")
-    else:
-        axes.plot(x, y, color="white", lw=4.0 * scale, alpha=0.7, zorder=8.5, solid_capstyle="round")
-        axes.plot(x, y, color=color, lw=2.2 * scale, zorder=9)
-    axes.plot(x[1:], y[1:], color=color, ls="", marker="o", ms=4 * scale, mec="white", mew=0.5, zorder=9)
-    box = _ego_boxes(poses[:1, -1])
-    axes.add_collection(PolyCollection(box, facecolors="none", edgecolors=color, linewidths=1.3 * scale, zorder=8.8))
 
 
 def _draw_labels(axes: Axes, window: Window, colors: Mapping[str, str], title: str, scale: float) -> None:

@@ -15,7 +15,6 @@ from rlhf_drive.scenes import Observation, Scene, SceneReference
 from rlhf_drive.scenes.picture import (
     AGENT_COLORS,
     EGO,
-    OFF_ROAD,
     PALETTE,
     ROAD,
     ROUTE,
@@ -23,6 +22,7 @@ from rlhf_drive.scenes.picture import (
     picture_window,
     plan_colors,
 )
+from rlhf_drive.scenes.picture_parts import OFF_ROAD
 
 SIZE = 400
 
