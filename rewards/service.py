@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.carriers import Failure, RewardInputs, Scores
-from rewards.compose import Reward, RewardTerm
-from rewards.isolation import call_isolated, describe_error
+from rewards.carriers import Scores
+from rewards.compose import Reward
 from rewards.prepared_scenes import PreparedScenes
-from rewards.scorer import Scorer
-from rlhf_drive.errors import ConfigError, DataError, RewardError
-from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, Trajectories
+from rewards.reward_stats import RewardStats, StatsCounter, reward_failures
+from rewards.row_scoring import Batch, SceneRows, ScoredRows, UserReward, assemble, start_table
+from rewards.score_checks import check_invalid, check_trajectories
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.scenes import Scene, Trajectories
 
-__all__ = ["LocalRewardService", "RewardService", "RewardStats", "check_invalid", "check_trajectories"]
+__all__ = [
+    "LocalRewardService",
+    "RewardService",
+    "RewardStats",
+    "check_invalid",
+    "check_trajectories",
+    "reward_failures",
+]
+
+_PARTS_PER_WORKER = 4
+_LEAST_PART = 16
 
 
 class RewardService(Protocol):
     """Scores plans, wherever that happens."""
+
+    @property
+    def stats(self) -> RewardStats:
+        """What has been done so far."""
+        ...
 
     def score(
         self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
@@ -36,64 +54,82 @@ class RewardService(Protocol):
     def submit(
         self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
     ) -> Future[Scores]:
-        """The same, while the caller goes on."""
+        """The same, while the caller goes on. What :meth:`score` would raise, the future raises."""
         ...
 
     def close(self) -> None:
-        """End workers."""
+        """Wait for what was submitted and end workers."""
         ...
 
 
-@dataclass(frozen=True)
-class RewardStats:
-    """What a service has done so far."""
-
-    rows: int = 0
-    """Plans received."""
-    failures: int = 0
-    """Plans without a valid score."""
-    prepared: int = 0
-    """Scenes prepared, that is cache misses."""
-    seconds: float = 0.0
-    """Time spent in `score`."""
-
-    @property
-    def rows_per_s(self) -> float:
-        """Plans per second; 0 before the first call."""
-        return self.rows / self.seconds if self.seconds > 0 else 0.0
-
-
 class LocalRewardService:
-    """Scores in this process, scene by scene on threads; the result does not depend on their number.
+    """Scores in this process, on threads: scenes side by side, and large groups of plans of one scene in parts.
+
+    Scores do not depend on the number of threads, on how rows are split into calls, or on their order. User rewards are
+    called in a thread of their own each, one call at a time; what they raise, return or hang on costs the rows they do
+    so for (:func:`rewards.isolation.call_isolated`). A reward that holds the interpreter's lock while it hangs stops
+    the whole process: for such rewards, and to kill what hangs, use the Ray engine. The scorer has no time limit here.
+
+    Leaving the ``with`` block waits for what was submitted; leaving it by an exception cancels that instead.
 
     Example:
         >>> with LocalRewardService(build_reward([RewardSpec("pdms")])) as service:
-        ...     scores = service.score(scenes, trajectories)
+        ...     pending = service.submit(scenes, trajectories)
+        ...     ...  # sample the next plans
+        ...     scores = pending.result()
     """
 
-    def __init__(self, reward: Reward, *, workers: int = 0, cache_size: int = 1024, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        workers: int = 0,
+        cache_size: int = 1024,
+        timeout_s: float = 0.0,
+        cache_mb: int = 2048,
+    ) -> None:
         """Set up; nothing heavy happens before the first call of `score`.
 
         Args:
             reward: What to compute.
-            workers: Threads that score; 0 takes one per usable core, 1 stays in the calling thread.
+            workers: Threads that run the scorer; 0 takes one per usable core, 1 stays in the calling thread.
             cache_size: Prepared scenes kept, the most recently used ones; 0 keeps none.
-            timeout_s: Time that a user's reward may take for one row; 0 = no limit.
+            timeout_s: Time that a user's reward may take for one row, and for one call; 0 = no limit. A row that takes
+                longer alone is invalid. A function starts with one row a call and gets more as long as calls take less
+                than half of `timeout_s`. One `score` loses at most 33 times `timeout_s` (of at least 0.25 s) per user
+                reward to calls that hang or raise, then gives up the rows it has not tried.
+            cache_mb: Memory that prepared scenes may take (MB); a scene of real size takes one or two.
 
         Raises:
-            ConfigError: `workers` or `cache_size` is negative.
+            ConfigError: A number is negative or not finite.
         """
-        for name, value in (("workers", workers), ("cache_size", cache_size)):
-            if value < 0:
-                raise ConfigError(f"{name} of the reward service must be at least 0; got {value}.")
+        numbers = {"workers": workers, "cache_size": cache_size, "timeout_s": timeout_s, "cache_mb": cache_mb}
+        for name, value in numbers.items():
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"reward.{name} must be at least 0; got {value}.")
         self.reward = reward
         """What is computed."""
-        self.stats = RewardStats()
-        """What has been done so far."""
-        self._timeout_s = timeout_s
         self._workers = workers or _usable_cores()
+        self._cache = PreparedScenes(cache_size, cache_mb * 1_000_000)
+        self._users = [UserReward(term, timeout_s) for term in reward.user_terms]
+        self._counter = StatsCounter()
+        self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self._cache = PreparedScenes(cache_size)
+        self._submitted: set[threading.Thread] = set()
+        self._stop = threading.Event()
+
+    @property
+    def stats(self) -> RewardStats:
+        """What has been done so far."""
+        threads = [user.thread for user in self._users]
+        return replace(
+            self._counter.snapshot(),
+            prepared=self._cache.prepared,
+            cached_bytes=self._cache.nbytes,
+            timeouts=sum(thread.timeouts for thread in threads),
+            abandoned=sum(thread.abandoned for thread in threads),
+            restarts=sum(thread.restarts for thread in threads),
+        )
 
     def score(
         self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
@@ -106,57 +142,53 @@ class LocalRewardService:
             previous: ``[N, 8, 3]`` plans of the previous frame in that frame's ego frame, row by row; for EC.
 
         Returns:
-            N rows. A row is invalid, with its reason, where the scene cannot be prepared, the plan holds NaN, or the
-            scorer or a user's reward fails on it.
+            N rows. A row is invalid, with its reason, where the scene cannot be prepared, a plan holds NaN, or the
+            scorer or a user's reward fails on it; a row keeps the first reason.
 
         Raises:
-            DataError: The trajectories have another length or spacing, or point at a scene that is not there.
+            DataError: The plans have another length or spacing, point at a scene that is not there, or those of the
+                previous frame are needed and missing, or do not match.
         """
-        start = time.perf_counter()
-        check_trajectories(trajectories, len(scenes))
-        scorer = self.reward.scorer
-        rows = len(trajectories)
-        columns = {name: np.full(rows, np.nan) for name in self.reward.names}
-        failures: dict[int, Failure] = {}
-        finite = np.isfinite(trajectories.poses).all(axis=(1, 2))
-        for row in np.flatnonzero(~finite):
-            reason = f"{_of(scenes, trajectories, row)}: the plan holds a value that is not finite"
-            failures[int(row)] = Failure("plan", "invalid_plan", reason)
-
-        def run(scene_index: int) -> _SceneResult:
-            mine = np.flatnonzero(finite & (trajectories.scene_index == scene_index))
-            earlier = previous.poses if previous is not None else None
-            return _score_scene(scorer, self._cache, scenes[scene_index], mine, trajectories.poses, earlier)
-
-        for result in self._map(run, np.unique(trajectories.scene_index[finite]).tolist()):
-            failures |= result.failures
-            for i, name in enumerate(scorer.columns):
-                columns[name][result.rows] = result.values[:, i]
-        for term in self.reward.user_terms:
-            failures |= _score_term(term, scenes, trajectories, previous, columns, scorer.columns, failures)
-        scores = self._scores(scorer, columns, failures)
-        self.stats = replace(
-            self.stats,
-            rows=self.stats.rows + rows,
-            failures=self.stats.failures + len(scores.failures),
-            prepared=self._cache.prepared,
-            seconds=self.stats.seconds + time.perf_counter() - start,
-        )
-        return scores
+        return self._score(Batch(scenes, trajectories, previous), self._stop)
 
     def submit(
         self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
     ) -> Future[Scores]:
-        """:meth:`score` in a thread."""
+        """:meth:`score` in a thread, while the caller goes on; several may be under way.
+
+        The plans are copied, so that their arrays may be used again at once. What :meth:`score` would raise, the future
+        raises; a submission that is given up by ``close(cancel=True)`` raises CancelledError.
+        """
+        batch = Batch(tuple(scenes), _copied(trajectories), None if previous is None else _copied(previous))
         future: Future[Scores] = Future()
-        future.set_result(self.score(scenes, trajectories, previous))
+        future.set_running_or_notify_cancel()
+        with self._lock:
+            thread = threading.Thread(
+                target=self._fulfil, args=(future, batch, self._stop), name="reward-submit", daemon=True
+            )
+            self._submitted.add(thread)
+            thread.start()
         return future
 
-    def close(self) -> None:
-        """End the threads. The service can be used again; it then starts new ones."""
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+    def close(self, *, cancel: bool = False) -> None:
+        """End the threads. The service can be used again; it then starts new ones.
+
+        Args:
+            cancel: Whether to give up what was submitted, instead of waiting until it is done.
+        """
+        with self._lock:
+            pending = list(self._submitted)
+            if cancel:
+                self._stop.set()
+                self._stop = threading.Event()
+        for thread in pending:
+            thread.join()
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
+        for user in self._users:
+            user.thread.close()
 
     def __enter__(self) -> LocalRewardService:
         return self
@@ -164,167 +196,84 @@ class LocalRewardService:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(cancel=kind is not None)
 
-    def _map(self, run: Callable[[int], _SceneResult], scene_indices: list[int]) -> list[_SceneResult]:
-        """``run`` of every index, in order."""
-        if self._workers == 1 or len(scene_indices) < 2:
-            return [run(i) for i in scene_indices]
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="reward")
-        return list(self._executor.map(run, scene_indices))
+    def _fulfil(self, future: Future[Scores], batch: Batch, stop: threading.Event) -> None:
+        """Score, and put what comes of it into the future."""
+        try:
+            scores = self._score(batch, stop)
+        except BaseException as error:  # whoever asks for the result gets it
+            future.set_exception(error)
+        else:
+            future.set_result(scores)
+        finally:
+            with self._lock:
+                self._submitted.discard(threading.current_thread())
 
-    def _scores(
-        self, scorer: Scorer, columns: Mapping[str, NDArray[np.float64]], failures: dict[int, Failure]
-    ) -> Scores:
-        """The scores as a carrier; a row that failed has no total."""
-        total = self.reward.total(columns)
-        for row in np.flatnonzero(~np.isfinite(total)):
-            failures.setdefault(int(row), Failure("scorer", "unavailable", "a component of the reward has no value"))
-        valid = np.ones(len(total), dtype=np.bool_)
-        valid[list(failures)] = False
-        return Scores(
-            names=self.reward.names,
-            components=np.stack([columns[name] for name in self.reward.names], axis=1),
-            total=np.where(valid, total, np.nan),
-            valid=valid,
-            failures=dict(sorted(failures.items())),
-            scorer=scorer.info,
-        )
+    def _score(self, batch: Batch, stop: threading.Event) -> Scores:
+        """The scorer on all scenes, then each user reward on the rows that are left."""
+        two_frame = [term.name for term in (*self.reward.gates, *self.reward.terms) if term.two_frame]
+        check_trajectories(batch.trajectories, len(batch.scenes), batch.previous, two_frame=two_frame)
+        with self._counter.running():
+            columns, failures = start_table(batch, self.reward.names)
+            for part in self._scorer_parts(batch, tuple(failures), stop):
+                failures |= part.failures
+                for i, name in enumerate(self.reward.scorer.columns):
+                    columns[name][part.rows] = part.values[:, i]
+            for user in self._users:
+                user.score(batch, columns, self.reward.scorer.columns, failures, stop)
+            scores = assemble(self.reward, batch, columns, failures)
+        self._counter.add(scores)
+        return scores
 
+    def _scorer_parts(self, batch: Batch, failed: Iterable[int], stop: threading.Event) -> Iterator[ScoredRows]:
+        """The scorer's columns of all rows but those that failed before, part by part."""
+        parts = _parts(batch.trajectories.scene_index, failed, self._workers)
+        tasks = self._tasks(batch, parts, stop)
+        if self._workers == 1 or sum(map(len, parts.values())) < 2:
+            yield from (task() for task in tasks)
+            return
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="reward")
+            futures = [self._executor.submit(task) for task in tasks]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:  # after an interrupt: what has not begun is not begun
+            for future in futures:
+                future.cancel()
 
-def check_invalid(scores: Scores, max_fraction: float) -> None:
-    """Stop when too many rows are invalid.
+    def _tasks(
+        self, batch: Batch, parts: Mapping[int, Sequence[NDArray[np.int64]]], stop: threading.Event
+    ) -> Iterator[Callable[[], ScoredRows]]:
+        """One call for each part; nothing but the calls themselves holds a prepared scene."""
 
-    Args:
-        scores: N scored rows.
-        max_fraction: Largest share of invalid rows that is tolerated, 0..1.
+        def run(scene_rows: SceneRows, rows: NDArray[np.int64]) -> ScoredRows:
+            if stop.is_set():
+                raise CancelledError
+            return scene_rows.score(rows)
 
-    Raises:
-        RewardError: The share is larger; the message has the count, the share and the first reasons.
-    """
-    invalid = len(scores.failures)
-    if invalid == 0 or invalid / len(scores) <= max_fraction:
-        return
-    first = "\n".join(f"  row {row}: {reason}" for row, reason in list(scores.failures.items())[:3])
-    raise RewardError(
-        f"{invalid} of {len(scores)} rollouts ({invalid / len(scores):.1%}) could not be scored; "
-        f"{max_fraction:.1%} are tolerated (reward.max_invalid_fraction). The first ones:\n{first}"
-    )
-
-
-@dataclass(frozen=True)
-class _SceneResult:
-    """PDMS components of one scene's rows."""
-
-    rows: NDArray[np.int64]
-    values: NDArray[np.float64]
-    failures: dict[int, Failure]
-
-
-def _score_scene(
-    scorer: Scorer,
-    cache: PreparedScenes,
-    scene: Scene,
-    rows: NDArray[np.int64],
-    poses: NDArray[np.float64],
-    previous: NDArray[np.float64] | None,
-) -> _SceneResult:
-    """The scorer's columns ``[n, C]`` of the plans `rows`, all for `scene`."""
-    width = len(scorer.columns)
-    try:
-        prepared = cache.get(scene, scorer.prepare)
-    except Exception as error:  # a scene that cannot be prepared costs its own rows, nothing else
-        reason = f"scene {scene.token!r} cannot be prepared: {describe_error(error)}"
-        failure = Failure("scene", "invalid_scene", reason)
-        return _SceneResult(rows, np.full((len(rows), width), np.nan), {int(row): failure for row in rows})
-
-    def function(part: NDArray[np.int64]) -> NDArray[np.float64]:
-        scored = scorer.score(prepared, poses[part], None if previous is None else previous[part])
-        return np.stack([scored[name] for name in scorer.columns], axis=1)
-
-    values, reasons = call_isolated(function, rows, width)
-    failures = {row: Failure("scorer", kind, why) for row, (kind, why) in reasons.items()}
-    needed = [i for i, name in enumerate(scorer.columns) if name not in scorer.optional]
-    for row in rows[~np.isfinite(values[:, needed]).all(axis=1)]:
-        failures.setdefault(int(row), Failure("scorer", "not_finite", "it gave no finite score"))
-    return _SceneResult(
-        rows,
-        values,
-        {r: replace(f, reason=f"scene {scene.token!r}: scoring failed: {f.reason}") for r, f in failures.items()},
-    )
+        for scene_index, of_scene in parts.items():
+            scene_rows = SceneRows(self.reward.scorer, self._cache, batch.scenes[scene_index], batch)
+            yield from (partial(run, scene_rows, rows) for rows in of_scene)
 
 
-def _score_term(
-    term: RewardTerm,
-    scenes: Sequence[Scene],
-    trajectories: Trajectories,
-    previous: Trajectories | None,
-    columns: Mapping[str, NDArray[np.float64]],
-    components: Sequence[str],
-    failed: Mapping[int, Failure],
-) -> dict[int, Failure]:
-    """Compute a user's reward on the rows that have not failed yet, into its column; returns the rows it fails on."""
-    rows = np.setdiff1d(np.arange(len(trajectories)), list(failed))
+def _parts(scene_index: NDArray[np.int64], failed: Iterable[int], workers: int) -> dict[int, list[NDArray[np.int64]]]:
+    """Rows to score by scene, in parts that keep all workers busy."""
+    rows = np.setdiff1d(np.arange(len(scene_index)), list(failed))
     if len(rows) == 0:
         return {}
-    values, reasons = call_isolated(
-        lambda part: np.asarray(term.function(_inputs(scenes, trajectories, previous, columns, components, part))),
-        rows,
-        1,
-    )
-    columns[term.name][rows] = values[:, 0]
-    failures = {row: Failure(term.name, kind, why) for row, (kind, why) in reasons.items()}
-    for row, value in zip(rows, values[:, 0], strict=True):
-        if not np.isfinite(value):
-            failures.setdefault(int(row), Failure(term.name, "not_finite", f"returned {value}"))
-    return {
-        row: replace(f, reason=f"{_of(scenes, trajectories, row)}: reward {term.name!r}: {f.reason}")
-        for row, f in failures.items()
-    }
+    rows = rows[np.argsort(scene_index[rows], kind="stable")]
+    most = max(_LEAST_PART, math.ceil(len(rows) / (_PARTS_PER_WORKER * workers))) if workers > 1 else len(rows)
+    groups = np.split(rows, np.flatnonzero(np.diff(scene_index[rows])) + 1)
+    return {int(scene_index[of[0]]): np.array_split(of, math.ceil(len(of) / most)) for of in groups}
 
 
-def _inputs(
-    scenes: Sequence[Scene],
-    trajectories: Trajectories,
-    previous: Trajectories | None,
-    columns: Mapping[str, NDArray[np.float64]],
-    components: Sequence[str],
-    rows: NDArray[np.int64],
-) -> RewardInputs:
-    """What a user's reward sees of `rows`: their scenes alone, and copies that cannot be written to."""
-    used, scene_index = np.unique(trajectories.scene_index[rows], return_inverse=True)
-
-    def part(whole: Trajectories) -> Trajectories:
-        return Trajectories(_frozen(whole.poses[rows]), _frozen(scene_index), whole.dt_s)
-
-    values = {name: _frozen(columns[name][rows]) for name in components}
-    earlier = None if previous is None else part(previous)
-    return RewardInputs([scenes[i] for i in used], part(trajectories), values, earlier)
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array.setflags(write=False)
-    return array
-
-
-def _of(scenes: Sequence[Scene], trajectories: Trajectories, row: int | np.int64) -> str:
-    """The scene of a row, in words."""
-    return f"scene {scenes[trajectories.scene_index[row]].token!r}"
+def _copied(plans: Trajectories) -> Trajectories:
+    return Trajectories(plans.poses.copy(), plans.scene_index.copy(), plans.dt_s)
 
 
 def _usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_trajectories(trajectories: Trajectories, scenes: int) -> None:
-    """Refuse plans that could not be scored as they are meant."""
-    if trajectories.poses.shape[1] != NUM_POSES or trajectories.dt_s != POSE_DT_S:
-        raise DataError(
-            f"Plans must have {NUM_POSES} poses {POSE_DT_S} s apart to be scored; got "
-            f"{trajectories.poses.shape[1]} poses {trajectories.dt_s} s apart. Resample them."
-        )
-    index = trajectories.scene_index
-    if len(index) and not 0 <= index.min() <= index.max() < scenes:
-        raise DataError(f"scene_index must lie in 0 … {scenes - 1}; got {index.min()} … {index.max()}.")

@@ -248,8 +248,8 @@ def test_user_reward_of_nan_or_infinity_is_invalid() -> None:
         (np.zeros((3, 2)), "returned shape [3, 2] for 3 rows"),
         (np.zeros(2), "returned shape [2] for 3 rows"),
         (0.5, "returned shape [] for 3 rows"),
-        (None, "returned ndarray of type object, not numbers"),
-        (["a", "b", "c"], "returned ndarray of type <U1, not numbers"),
+        (None, "returned None, not numbers"),
+        (["a", "b", "c"], "returned list of type <U1, not numbers"),
     ],
 )
 def test_user_reward_of_the_wrong_form_is_called_once_and_explained(value: Any, reason: str) -> None:
