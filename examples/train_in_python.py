@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rewards import LocalRewardService, RewardSpec, build_reward
+from rewards.hack_detector import Alert
 from rlhf_drive.compare.baselines import baseline_planners
 from rlhf_drive.compare.evaluate import Evaluation, evaluate
 from rlhf_drive.compare.planners import PolicyPlanner
@@ -23,10 +24,12 @@ from rlhf_drive.objectives import make_objective
 from rlhf_drive.policies import Decoding, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.training.build import build_accelerator, build_policy, sft_settings, trainer_settings
+from rlhf_drive.training.collect import Sampling
 from rlhf_drive.training.rl import train_rl
 from rlhf_drive.training.scenes import build_scenes
 from rlhf_drive.training.sft import train_sft
 from rlhf_drive.training.trainer import RlTrainer
+from rlhf_drive.training.watch import Watch
 from rollout import LocalRolloutService
 
 
@@ -41,6 +44,10 @@ class Printed:
         shown = ("loss/heldout", "reward/total", "reward/best_of_group", "kl/ref_k3")
         if line := "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics):
             print(f"step {step:4}  {line}")
+
+    def warn(self, alert: Alert) -> None:
+        """Show what looks like reward hacking."""
+        print(f"step {alert.step:4}  warning: {alert.message}")
 
 
 def main(count: int = 60, epochs: int = 20, steps: int = 10, folder: Path | None = None) -> Evaluation:
@@ -62,12 +69,13 @@ def main(count: int = 60, epochs: int = 20, steps: int = 10, folder: Path | None
     settings = trainer_settings(recipe.rl)
     gspo = make_objective("grpo", "sequence", epsilon=0.02, epsilon_high=0.03, beta=settings.beta)
     decoding = Decoding(steps=8, order="causal", temperature=1.0, top_k=0)
+    sampling = Sampling(decoding, num_generations=8, scenes_per_step=16, scenes_per_chunk=16, previous_plan="none")
     rollouts = LocalRolloutService(policy, seed=0, features=features)
     with LocalRewardService(build_reward([RewardSpec("pdms")])) as rewards:
         train_rl(
             RlTrainer(policy, gspo, settings, accelerator, features), rollouts, rewards, train, folder / "rl",
-            decoding=decoding, num_generations=8, scenes_per_step=16, max_invalid_fraction=0.05, seed=0,
-            save_steps=steps, keep_checkpoints=1, journal=Printed(),
+            sampling=sampling, max_invalid_fraction=0.05, seed=0, save_steps=steps, keep_checkpoints=1,
+            journal=Printed(), watch=Watch(),
         )  # fmt: skip
         trained = {"before RL": folder / "sft" / "policy", "after RL": folder / "rl" / "policy"}
         planners = [PolicyPlanner(name, load_policy(p), decoding, 4, 0, features) for name, p in trained.items()]

@@ -45,16 +45,59 @@ def generate(
 
 @scenes_app.command("import")
 def import_scenes(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of recordings.")],
-    store: Store,
-    starts: Annotated[str | None, typer.Option(help="Start frames: recommended, moving or all.")] = None,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[recorded|navsim-cache|navsim-logs] FOLDER STORE",
+            help="What FOLDER holds (recordings unless said), the folder, and the scene store to write.",
+        ),
+    ],
+    logs: Annotated[Path | None, typer.Option(metavar="FOLDER", help="navsim-cache: logs with observations.")] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="navsim-logs: metric caches.")] = None,
+    starts: Annotated[str | None, typer.Option(help="recorded: start frames: recommended, moving or all.")] = None,
     seed: Seed = None,
     heldout_fraction: Heldout = None,
     min_human_pdms: MinHuman = None,
 ) -> None:
-    """Import recorded driving and write a scene store. What is not given is as in the recipe `real_scenes`."""
-    _build("real_scenes", store, path=str(folder), starts=starts, seed=seed, heldout_fraction=heldout_fraction,
-           min_human_pdms=min_human_pdms)  # fmt: skip
+    """Import recorded driving, or NAVSIM metric caches and logs, and write a scene store.
+
+    What is not given is as in the recipe `real_scenes`. NAVSIM's files are read without NAVSIM, and nothing in them is
+    executed. Caches hold what scoring needs; logs add what a policy sees.
+    """
+    kind, folder, store = _import_places(what)
+    changes: dict[str, object] = {"seed": seed, "heldout_fraction": heldout_fraction, "min_human_pdms": min_human_pdms}
+    if kind == "recorded":
+        _refuse(logs=logs, cache=cache)
+        _build("real_scenes", store, path=str(folder), starts=starts, **changes)
+        return
+    caches, with_logs = (folder, logs) if kind == "navsim-cache" else (cache, folder)
+    _refuse(starts=starts, **({"cache": cache} if kind == "navsim-cache" else {"logs": logs}))
+    if caches is None:
+        raise ConfigError(
+            "Logs alone hold no map and cannot be scored. Give the metric caches of the same scenes with --cache."
+        )
+    changes |= {"source": "navsim", "path": str(caches), "logs": str(with_logs) if with_logs else None}
+    _build("real_scenes", store, **changes)
+
+
+def _import_places(what: list[str]) -> tuple[str, Path, Path]:
+    """Kind, folder and store of the command line."""
+    kinds = ("recorded", "navsim-cache", "navsim-logs")
+    if len(what) == 2 and what[0] not in kinds:
+        what = ["recorded", *what]
+    if len(what) != 3 or what[0] not in kinds:
+        raise ConfigError(
+            f"Write `scenes import FOLDER STORE`, with one of {', '.join(kinds)} before FOLDER if it does not hold "
+            f"recordings; got {' '.join(what)!r}."
+        )
+    return what[0], Path(what[1]), Path(what[2])
+
+
+def _refuse(**options: object) -> None:
+    """Options that do nothing here are mistakes."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"--{name} has no effect for this kind of import. Leave it out.")
 
 
 @scenes_app.command()

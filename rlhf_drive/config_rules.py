@@ -125,9 +125,6 @@ def _rl(recipe: Recipe) -> Iterator[str]:
             f"rl.micro_batch_scenes: at most rollout.scenes_per_step = {rollout.scenes_per_step}; "
             f"got {rl.micro_batch_scenes}"
         )
-    if rollout and rollout.scenes_per_chunk > rollout.scenes_per_step:
-        most, got = rollout.scenes_per_step, rollout.scenes_per_chunk
-        yield f"rollout.scenes_per_chunk: at most rollout.scenes_per_step = {most}; got {got}"
 
 
 def _compare(job: str, compare: CompareSection) -> Iterator[str]:

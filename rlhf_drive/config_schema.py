@@ -232,7 +232,7 @@ class RolloutSection:
     scenes_per_step: Count
     """S: scenes per RL step."""
     scenes_per_chunk: Count
-    """Scenes sampled at once; those sampled before are scored meanwhile."""
+    """Scenes sampled at once, all of a step at most; those sampled before are scored meanwhile."""
     previous_plan: Literal["none", "human", "sampled"]
     """Plan of the frame 0.5 s earlier, for two-frame comfort: none, the human's drive as a stand-in, or one sampled
     from the policy for each scene."""
@@ -373,7 +373,7 @@ class Recipe:
 SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
     "generate": ("count", "kinds", "seed", "heldout_fraction", "min_human_pdms"),
     "recorded": ("seed", "heldout_fraction", "starts", "min_human_pdms"),
-    "navsim": ("seed", "heldout_fraction", "min_human_pdms", "logs"),
+    "navsim": ("seed", "heldout_fraction", "min_human_pdms"),
     "store": (),
 }
 """Keys of section `scenes` that must be given for each source, beside source, path and store."""

@@ -12,9 +12,10 @@ import pytest
 
 from rlhf_drive.cli_check import load_checked
 from rlhf_drive.config import ACTION_TOKENS, Recipe, read_recipe_text, shipped_recipes
+from rlhf_drive.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPECTED = ("compare", "quickstart", "quickstart_grpo", "real_scenes", "rl", "scenes", "sft")
+EXPECTED = ("compare", "quickstart", "quickstart_grpo", "real_scenes", "real_scenes_epdms", "rl", "scenes", "sft")
 
 
 def _given(name: str, folder: Path) -> list[str]:
@@ -22,6 +23,7 @@ def _given(name: str, folder: Path) -> list[str]:
     (folder / "policy.json").touch()
     needs = {
         "real_scenes": [f"scenes.path={folder}"],
+        "real_scenes_epdms": [f"scenes.path={folder}"],
         "sft": [f"scenes.store={folder}"],
         "rl": [f"scenes.store={folder}", f"rl.policy={folder}"],
         "compare": [f"scenes.store={folder}", f"compare.policies.mine={folder}"],
@@ -73,6 +75,22 @@ def test_the_grpo_quickstart_differs_in_the_algorithm_only() -> None:
     assert (gspo["rl.importance_sampling_level"], grpo["rl.importance_sampling_level"]) == ("sequence", "token")
 
 
+def test_the_epdms_recipe_differs_in_the_reward_only(tmp_path: Path) -> None:
+    names = ("real_scenes", "real_scenes_epdms")
+    pdms, epdms = (dict(_leaves(load_checked(name, _given(name, tmp_path)))) for name in names)
+    reward = {"reward.scorer", "reward.scorer_options", "reward.terms", "rollout.previous_plan", "compare.metrics"}
+    assert {key for key in pdms if pdms[key] != epdms[key]} == reward | {"name", "description"}
+    assert [term.name for term in epdms["reward.terms"]] == ["epdms_two_frame"]
+
+
+def test_a_reward_that_needs_the_frame_before_must_get_it(tmp_path: Path) -> None:
+    given = [*_given("real_scenes_epdms", tmp_path), "rollout.previous_plan=none"]
+    with pytest.raises(ConfigError, match=r"rollout\.previous_plan: the reward needs the plan of the frame before"):
+        load_checked("real_scenes_epdms", given)
+    with pytest.raises(ConfigError, match=r"needs ec, which scorer 'pdms' does not yield"):
+        load_checked("quickstart", ["reward.terms[0].name=ec"])
+
+
 def test_single_jobs_repeat_the_numbers_of_the_quickstart(tmp_path: Path) -> None:
     whole = dict(_leaves(load_checked("quickstart", [])))
     for name in ("scenes", "sft", "rl", "compare"):
@@ -121,6 +139,7 @@ def test_every_key_is_read_somewhere() -> None:
         ("recipe", "job"),
         ("recipe", "seed"),
         ("term", "name"),
+        ("gate", "name"),
         ("process", "name"),
     ],
 )

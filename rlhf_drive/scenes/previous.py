@@ -43,8 +43,8 @@ def previous_observation(observation: Observation) -> Observation:
     agents[..., 3:] = _turned(agents[..., 3:], origin[2])
     return replace(
         observation,
-        ego_history=history,
-        agents=np.where(valid[..., None], agents, 0.0),
+        ego_history=history.astype(np.float32),
+        agents=np.where(valid[..., None], agents, 0.0).astype(np.float32),
         agents_valid=valid,
         agents_size=observation.agents_size[there],
         agents_type=observation.agents_type[there],
@@ -94,8 +94,8 @@ def _route_from(observation: Observation, origin: NDArray[np.float64]) -> NDArra
     return np.concatenate([origin[None, :2] + route[:1], route])
 
 
-def _points(xy: NDArray[np.floating], origin: NDArray[np.float64]) -> NDArray[np.float64]:
-    return to_ego_frame(np.concatenate([xy, np.zeros((len(xy), 1))], axis=1), origin)[:, :2]
+def _points(xy: NDArray[np.floating], origin: NDArray[np.float64]) -> NDArray[np.float32]:
+    return to_ego_frame(np.concatenate([xy, np.zeros((len(xy), 1))], axis=1), origin)[:, :2].astype(np.float32)
 
 
 def _turned(vectors: NDArray[np.float64], angle: float) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from rlhf_drive.config import CompareSection, Recipe, RlSection, RolloutSection
 from rlhf_drive.errors import CheckpointError, ConfigError
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy
 from rlhf_drive.policies.checkpoints import describe_difference
+from rlhf_drive.training.collect import Sampling
 from rlhf_drive.training.sft import SftSettings
 from rlhf_drive.training.trainer import TrainerSettings
 
@@ -20,6 +21,7 @@ __all__ = [
     "build_accelerator",
     "build_policy",
     "decoding_of",
+    "sampling_of",
     "sft_settings",
     "trainer_settings",
 ]
@@ -62,6 +64,17 @@ def build_policy(recipe: Recipe, device: torch.device) -> Policy:
 def decoding_of(section: RolloutSection | CompareSection) -> Decoding:
     """How a recipe samples."""
     return Decoding(section.steps, section.order, section.temperature, section.top_k)
+
+
+def sampling_of(section: RolloutSection) -> Sampling:
+    """How a recipe samples groups for RL."""
+    return Sampling(
+        decoding=decoding_of(section),
+        num_generations=section.num_generations,
+        scenes_per_step=section.scenes_per_step,
+        scenes_per_chunk=section.scenes_per_chunk,
+        previous_plan=section.previous_plan,
+    )
 
 
 def sft_settings(recipe: Recipe) -> SftSettings:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from rewards.hack_detector import Alert
+from rlhf_drive.training.alerts import AlertLog
 from rlhf_drive.training.live import LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
 
@@ -21,6 +23,9 @@ class Journal(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of `step`, counted from 1."""
 
+    def warn(self, alert: Alert) -> None:
+        """Something that looks like reward hacking."""
+
 
 @dataclass(frozen=True)
 class RunJournal:
@@ -32,12 +37,20 @@ class RunJournal:
     """Terminal."""
     phase: str
     """Name of the phase in the files."""
+    alerts: AlertLog
+    """Warnings."""
 
     def resume(self, step: int) -> None:
-        """Drop lines after `step`."""
+        """Drop lines and alerts after `step`."""
         self.writer.resume(step, phase=self.phase)
+        self.alerts.resume(step, phase=self.phase)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show."""
         self.writer.log(step, metrics, phase=self.phase)
         self.table.update(step, metrics)
+
+    def warn(self, alert: Alert) -> None:
+        """Write and print."""
+        self.alerts.add(alert, phase=self.phase)
+        self.table.note(f"warning, {self.phase} step {alert.step}: {alert.message}")

@@ -45,6 +45,7 @@ RL_COLUMNS = (
     Column("spread", "groups/spread"),
     Column("flat groups", "groups/degenerate_frac", 2),
     Column("invalid", "reward/invalid_frac", 2),
+    Column("held-out EPDMS", "heldout/epdms"),
     Column("scenes/s", "time/scenes_per_s", 1),
 )
 """Columns of the RL phase."""
@@ -127,6 +128,14 @@ class LiveTable:
             return
         parts = [f"{self._phase} {step}/{self._total}", *(f"{k} {v}" for k, v in cells.items() if v), f"left {left}"]
         self._stream.write(" | ".join(parts) + "\n")
+        self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """A line above the table."""
+        if self._live is not None:
+            self._live.console.print(text)
+            return
+        self._stream.write(text + "\n")
         self._stream.flush()
 
     def _seconds_left(self, step: int) -> float:

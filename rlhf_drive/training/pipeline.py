@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rewards.carriers import Scores
-from rewards.service import LocalRewardService, check_invalid
+from rewards.from_recipe import build_service, metric_config, reward_config
+from rewards.service import RewardService, check_invalid
 from rlhf_drive.compare.analysis import Bootstrap, Comparison
 from rlhf_drive.compare.baselines import baseline_planners
 from rlhf_drive.compare.evaluate import Evaluation, Planner, evaluate
@@ -24,12 +25,13 @@ from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training.alerts import AlertLog
 from rlhf_drive.training.build import (
     build_accelerator,
     build_policy,
-    build_rewards,
     decoding_of,
     epochs_to_steps,
+    sampling_of,
     sft_settings,
     trainer_settings,
 )
@@ -41,6 +43,7 @@ from rlhf_drive.training.run_folder import RunFolder
 from rlhf_drive.training.scenes import open_scenes
 from rlhf_drive.training.sft import train_sft
 from rlhf_drive.training.trainer import RlTrainer
+from rlhf_drive.training.watch import Watch, spread_out
 from rollout import LocalRolloutService
 
 __all__ = ["run"]
@@ -110,7 +113,7 @@ class _Run:
         with LiveTable("sft", total, SFT_COLUMNS) as table:
             result = train_sft(
                 policy, train, heldout, settings, stage, accelerator=self.accelerator, features=self.features,
-                journal=RunJournal(self.writer, table, "sft"),
+                journal=RunJournal(self.writer, table, "sft", AlertLog(self.folder.path)),
             )  # fmt: skip
         self.folder.mark_done("sft", asdict(result), time.monotonic() - self.started)
         print_info(
@@ -131,21 +134,26 @@ class _Run:
         policy = self._sft_policy()
         objective = make_objective(rl.loss_type, rl.importance_sampling_level, rl.epsilon, rl.epsilon_high, rl.beta)
         trainer = RlTrainer(policy, objective, trainer_settings(rl), self.accelerator, self.features)
-        with build_rewards(self.recipe.reward) as rewards, LiveTable(name, rl.max_steps, RL_COLUMNS) as table:
+        section, sampling = self.recipe.reward, sampling_of(rollout)
+        with (
+            closing(build_service(reward_config(section), section)) as rewards,
+            closing(build_service(metric_config("epdms"), replace(section, engine="local"))) as heldout_rewards,
+            LiveTable(name, rl.max_steps, RL_COLUMNS) as table,
+        ):
+            heldout = spread_out(store.split("heldout"), rl.monitor_scenes) if rl.monitor_steps else []
             train_rl(
                 trainer,
                 LocalRolloutService(policy, seed=seed, features=self.features),
                 rewards,
                 store.split("train"),
                 self.folder.path / name,
-                decoding=decoding_of(rollout),
-                num_generations=rollout.num_generations,
-                scenes_per_step=rollout.scenes_per_step,
-                max_invalid_fraction=self.recipe.reward.max_invalid_fraction,
+                sampling=sampling,
+                max_invalid_fraction=section.max_invalid_fraction,
                 seed=seed,
                 save_steps=rl.save_steps,
                 keep_checkpoints=rl.keep_checkpoints,
-                journal=RunJournal(self.writer, table, name),
+                journal=RunJournal(self.writer, table, name, AlertLog(self.folder.path)),
+                watch=Watch(heldout, heldout_rewards, sampling, every=rl.monitor_steps),
             )
         self.folder.mark_done(name, {"steps": rl.max_steps}, time.monotonic() - self.started)
 
@@ -168,8 +176,20 @@ class _Run:
             for name, policy in policies.items()
         ]
         planners += baseline_planners(section.baselines)
-        with build_rewards(self.recipe.reward) as rewards:
-            evaluation = _evaluate(planners, scenes, _Tolerant(rewards, self.recipe.reward.max_invalid_fraction))
+        reward = self.recipe.reward
+        own = reward.scorer == section.metrics[0]  # then the recipe's own terms are reported as well
+        configs = [reward_config(reward) if own else metric_config(section.metrics[0])]
+        configs += [metric_config(metric, reward) for metric in section.metrics[1:]]
+        with ExitStack() as stack:
+            services = [
+                _Tolerant(stack.enter_context(closing(build_service(config, reward))), reward.max_invalid_fraction)
+                for config in configs
+            ]
+            with _progress("compare") as on_progress:
+                evaluation = evaluate(
+                    planners, scenes, services[0], extra=services[1:], two_frame="epdms" in section.metrics,
+                    on_progress=lambda name, done, total: on_progress(done, total, name),
+                )  # fmt: skip
         self._report(evaluation, scenes)
 
     def _report(self, evaluation: Evaluation, scenes: list[Scene]) -> None:
@@ -231,19 +251,16 @@ def _comparisons(policies: list[str], seeds: tuple[str, ...], evaluated: list[st
 class _Tolerant:
     """Scores plans, and stops when more of a batch cannot be scored than the recipe tolerates."""
 
-    rewards: LocalRewardService
+    rewards: RewardService
     max_invalid_fraction: float
 
-    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+    def score(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Scores:
         """Scores of all rows."""
-        scores = self.rewards.score(scenes, trajectories)
+        scores = self.rewards.score(scenes, trajectories, previous)
         check_invalid(scores, self.max_invalid_fraction)
         return scores
-
-
-def _evaluate(planners: list[Planner], scenes: list[Scene], rewards: _Tolerant) -> Evaluation:
-    with _progress("compare") as on_progress:
-        return evaluate(planners, scenes, rewards, on_progress=lambda name, done, total: on_progress(done, total, name))
 
 
 def print_info(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from rlhf_drive.policies import Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
+from rlhf_drive.training.collect import Sampling, collect
 from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.schedule import scene_order
 from rlhf_drive.training.trainer import RlTrainer
+from rlhf_drive.training.watch import Watch
 from rollout import RolloutService
 
 __all__ = ["check_likelihood", "reward_metrics", "train_rl"]
@@ -55,8 +58,10 @@ def check_likelihood(
 
 
 def reward_metrics(scores: Scores, num_generations: int) -> dict[str, float]:
-    """Means over valid rows of the reward and its components, the group's best, and the share of invalid rows."""
+    """Means over valid rows of the reward and its components, the group's best, and the invalid rows by cause."""
     metrics = {"reward/invalid_frac": float(1.0 - scores.valid.mean())}
+    causes = Counter(f"failures/{failure.source}_{failure.kind}" for failure in scores.failures.values())
+    metrics |= {cause: float(count) for cause, count in sorted(causes.items())}
     if not scores.valid.any():
         return metrics
     metrics["reward/total"] = float(scores.total[scores.valid].mean())
@@ -76,14 +81,13 @@ def train_rl(
     scenes: Sequence[Scene],
     folder: Path,
     *,
-    decoding: Decoding,
-    num_generations: int,
-    scenes_per_step: int,
+    sampling: Sampling,
     max_invalid_fraction: float,
     seed: int,
     save_steps: int,
     keep_checkpoints: int,
     journal: Journal,
+    watch: Watch | None = None,
 ) -> None:
     """Sample, score, learn, for `max_steps` steps; the policy ends in `folder/policy`.
 
@@ -100,27 +104,32 @@ def train_rl(
     torch.manual_seed(seed)  # for a user's reward that draws from torch; checkpoints carry the generator on
     state = checkpoints.load(policy, trainer.optimizer)
     first = state.step if state else 0
+    watch = watch or Watch()
+    if state:
+        watch.restore(state.values["watch"])
     journal.resume(first)
     rollouts.push_weights(policy, first)
-    check_likelihood(policy, rollouts, scenes[:4], decoding, trainer.features)
+    check_likelihood(policy, rollouts, scenes[:4], sampling.decoding, trainer.features)
     for step in range(first, settings.max_steps):
         started = time.perf_counter()
-        batch = [scenes[i] for i in scene_order(seed, step, len(scenes), scenes_per_step)]
+        batch = [scenes[i] for i in scene_order(seed, step, len(scenes), sampling.scenes_per_step)]
         rollouts.push_weights(policy, step)
-        rollout = rollouts.sample(batch, num_generations, decoding, step=step)
-        sampled = time.perf_counter()
-        scores = rewards.score(batch, rollout.trajectories)
+        experience = collect(rollouts, rewards, batch, sampling, step=step)
+        rollout, scores = experience.rollout, experience.scores
         check_invalid(scores, max_invalid_fraction)
-        scored = time.perf_counter()
         metrics = {
-            **reward_metrics(scores, num_generations),
+            **reward_metrics(scores, sampling.num_generations),
             **trainer.step(step, batch, rollout, scores),
-            "time/rollout_s": sampled - started,
-            "time/reward_s": scored - sampled,
-            "time/step_s": time.perf_counter() - started,
+            "time/rollout_s": experience.sampling_s,
+            "time/reward_s": experience.waiting_s,
         }
+        seen, alerts = watch.look(step + 1, batch, experience, rollouts)
+        metrics |= seen
+        metrics["time/step_s"] = time.perf_counter() - started
         metrics["time/scenes_per_s"] = len(batch) / metrics["time/step_s"]
         journal.log(step + 1, metrics)
+        for alert in alerts:
+            journal.warn(alert)
         if (step + 1) % save_steps == 0 or step + 1 == settings.max_steps:
-            checkpoints.save(step + 1, policy, trainer.optimizer)
+            checkpoints.save(step + 1, policy, trainer.optimizer, {"watch": watch.state()})
     publish_policy(policy, folder / "policy", info={"stage": "rl", "seed": seed, "steps": settings.max_steps})

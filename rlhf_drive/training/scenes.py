@@ -10,38 +10,23 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rewards.pdm_closed import attach_references
-from rewards.pdms import score_pdms
-from rewards.prepare import prepare_scene
 from rlhf_drive.config import ScenesSection
 from rlhf_drive.errors import ConfigError, DataError
-from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, to_ego_frame
+from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.generator import generate_scenes
 from rlhf_drive.scenes.importers.recorded import Refused, import_recording, recording_paths
 from rlhf_drive.scenes.store import SceneStore, write_scenes
+from rlhf_drive.training.judge import Judged, judge, judge_imported
 
-__all__ = ["CHALLENGING_PDMS", "Judged", "build_scenes", "judge", "open_scenes", "split_of_cluster"]
-
-CHALLENGING_PDMS = 0.8
-"""A scene is challenging if constant velocity scores below this and the human does not."""
+__all__ = ["build_scenes", "open_scenes", "split_of_cluster"]
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A scene with its reference, and what known planners score on it."""
-
-    scene: Scene
-    """With progress references and the challenging flag."""
-    pdms: dict[str, float]
-    """PDMS by planner: human, pdm_closed, constant_velocity, stand_still."""
 
 
 @dataclass
@@ -49,7 +34,7 @@ class _Tally:
     """What happened to the scenes of a source."""
 
     refused: dict[str, str] = field(default_factory=dict)
-    pdms: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
 
@@ -58,35 +43,6 @@ def split_of_cluster(cluster: str, seed: int, heldout_fraction: float) -> str:
     """`heldout` or `train`: a function of the cluster's name alone, so adding scenes never moves others across."""
     digest = hashlib.blake2b(f"{seed}/{cluster}".encode(), digest_size=8).digest()
     return "heldout" if int.from_bytes(digest, "little") / 2**64 < heldout_fraction else "train"
-
-
-def judge(scene: Scene, *, min_human_pdms: float) -> Judged | Refused:
-    """Add PDM-Closed's progress reference, score known planners, and refuse what the human fails on.
-
-    Refused: NC or DAC of the human below 1, no human progress, or human PDMS below `min_human_pdms`.
-    """
-    try:
-        scene = attach_references(scene)
-        reference = scene.reference
-        prepared = prepare_scene(reference)
-        times = POSE_DT_S * np.arange(1, NUM_POSES + 1)
-        straight = np.zeros((NUM_POSES, 3))
-        straight[:, 0] = max(float(reference.ego_init[3]), 0.0) * times
-        closed = to_ego_frame(reference.pdm_reference_v1[5::5], reference.ego_init[:3])
-        plans = np.stack([reference.human_poses, closed, straight, np.zeros((NUM_POSES, 3))])
-        result = score_pdms(prepared, plans)
-    except DataError as error:
-        return Refused(scene.token, str(error))
-    if not result.valid[0]:
-        return Refused(scene.token, "the human plan cannot be scored")
-    if result.nc[0] < 1 or result.dac[0] < 1 or result.ep[0] <= 0:
-        return Refused(scene.token, "the human collides, leaves the road or makes no progress")
-    if result.pdms[0] < min_human_pdms:
-        return Refused(scene.token, f"the human scores {result.pdms[0]:.2f} PDMS, less than {min_human_pdms}")
-    names = ("human", "pdm_closed", "constant_velocity", "stand_still")
-    pdms = dict(zip(names, result.pdms.tolist(), strict=True))
-    hard = pdms["constant_velocity"] < CHALLENGING_PDMS <= pdms["human"]
-    return Judged(replace(scene, challenging=hard), pdms)
 
 
 @dataclass(frozen=True)
@@ -101,6 +57,12 @@ class _Job:
 def _produce(job: _Job) -> list[Judged | Refused]:
     """All judged scenes of a job, in order."""
     section = job.section
+    if section.source == "navsim":
+        imported = read_navsim(job.item, Path(section.logs) if section.logs else None)
+        return [
+            item if isinstance(item, Refused) else judge_imported(item, min_human_score=section.min_human_pdms)
+            for item in imported
+        ]
     raw: Iterable[Scene | Refused]
     if section.source == "generate":
         raw = generate_scenes(len(job.item), seed=section.seed, kinds=section.kinds, start=job.item.start)
@@ -199,20 +161,21 @@ def _kept(
             splits[scene.token] = split_of_cluster(scene.cluster, section.seed, section.heldout_fraction)
             tally.splits[splits[scene.token]] += 1
             tally.kinds[scene.kind] += 1
-            for name, value in item.pdms.items():
-                tally.pdms.setdefault(name, []).append(value)
+            for name, value in item.scores.items():
+                tally.scores.setdefault(item.metric, {}).setdefault(name, []).append(value)
             yield scene
         if on_progress:
             on_progress(done, len(jobs), f"{sum(tally.splits.values())} scenes, {len(tally.refused)} refused")
     info["kinds"] = dict(tally.kinds)
     info["refused"] = tally.refused
     empty = [name for name in ("train", "heldout") if not tally.splits[name]]
-    if empty:
+    if empty and (section.source != "navsim" or len(empty) == 2):  # caches may be there to be scored, not to learn from
         raise DataError(
             f"Split {empty[0]!r} would be empty ({sum(tally.splits.values())} usable scenes, {len(tally.refused)} "
             "refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
         )
-    info["pdms"] = {name: round(float(np.mean(values)), 4) for name, values in tally.pdms.items()}
+    for metric, scores in tally.scores.items():
+        info[metric] = {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
 
 
 def _origin(section: ScenesSection) -> dict[str, object]:

@@ -156,4 +156,4 @@ def test_every_column_shows_a_metric_that_training_writes() -> None:
     }
     shown = {column.metric for column in (*RL_COLUMNS, *SFT_COLUMNS) if not column.metric.endswith("/*")}
     assert shown - written == set()
-    assert len(shown) == 14
+    assert len(shown) == 15

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from rewards import LocalRewardService, RewardSpec, Scores, build_reward
+from rewards import Failure, LocalRewardService, RewardSpec, ScorerInfo, Scores, build_reward
+from rewards.hack_detector import Alert
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import RewardError, TrainingError
 from rlhf_drive.objectives import make_objective
@@ -20,7 +21,7 @@ from rlhf_drive.policies import Decoding, Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
-from rlhf_drive.training.build import build_accelerator, build_policy, decoding_of, trainer_settings
+from rlhf_drive.training.build import build_accelerator, build_policy, sampling_of, trainer_settings
 from rlhf_drive.training.rl import check_likelihood, reward_metrics, train_rl
 from rlhf_drive.training.trainer import RlTrainer
 from rollout import LocalRolloutService, Rollout
@@ -57,6 +58,7 @@ class Notes:
     """A journal that keeps what it is told."""
 
     lines: list[dict[str, float]] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
 
     def resume(self, step: int) -> None:
         """As the protocol says."""
@@ -65,6 +67,10 @@ class Notes:
         """As the protocol says."""
         assert step == len(self.lines) + 1
         self.lines.append(dict(metrics))
+
+    def warn(self, alert: Alert) -> None:
+        """As the protocol says."""
+        self.alerts.append(alert)
 
 
 @pytest.fixture
@@ -95,9 +101,9 @@ def train(recipe: Recipe, policy: Policy, scenes: list[Scene], tmp_path: Path) -
         reward = build_reward([RewardSpec(f"{source}:{function}", 1.0)])
         train_rl(
             trainer, rollouts or LocalRolloutService(policy, seed=0, features=FEATURES),
-            LocalRewardService(reward, workers=1), scenes, tmp_path / function, decoding=decoding_of(recipe.rollout),
-            num_generations=recipe.rollout.num_generations, scenes_per_step=6, max_invalid_fraction=limit, seed=0,
-            save_steps=10, keep_checkpoints=1, journal=notes,
+            LocalRewardService(reward, workers=1), scenes, tmp_path / function,
+            sampling=replace(sampling_of(recipe.rollout), scenes_per_step=6, scenes_per_chunk=6),
+            max_invalid_fraction=limit, seed=0, save_steps=10, keep_checkpoints=1, journal=notes,
         )  # fmt: skip
         return notes
 
@@ -182,7 +188,7 @@ def test_rows_that_a_reward_cannot_score_are_counted_and_not_learned_from(
     for other in ("infinite", "failing"):
         assert all(torch.equal(ends["nan"][name], value) for name, value in ends[other].items())
         for a, b in zip(runs["nan"].lines, runs[other].lines, strict=True):
-            timeless = [{k: v for k, v in line.items() if not k.startswith(("time/", f"reward/{n}"))}
+            timeless = [{k: v for k, v in line.items() if not k.startswith(("time/", "failures/")) and n not in k}
                         for line, n in ((a, "nan"), (b, other))]  # fmt: skip
             assert timeless[0] == timeless[1]
     # A zero is a reward like any other: it is learned from.
@@ -197,17 +203,21 @@ def test_reward_metrics_by_hand() -> None:
     part[0] = np.nan
     scores = Scores(
         ("pdms", "part", "absent"), np.stack([total, part, np.full(9, np.nan)], axis=1), total, valid,
-        {int(row): "no" for row in np.flatnonzero(~valid)},
+        ScorerInfo("pdms", "NAVSIM v1.1"),
+        {int(row): Failure("part", "raised" if row < 5 else "timeout", "no") for row in np.flatnonzero(~valid)},
     )  # fmt: skip
     found = reward_metrics(scores, 3)
     assert found == pytest.approx(
         {
             "reward/invalid_frac": 5 / 9,
+            "failures/part_raised": 2.0,
+            "failures/part_timeout": 3.0,
             "reward/total": (0.2 + 0.6 + 0.4 + 1.0) / 4,
             "reward/best_of_group": (0.6 + 0.4 + 1.0) / 3,
             "reward/pdms": (0.2 + 0.6 + 0.4 + 1.0) / 4,
             "reward/part": (0.4 + 0.6 + 0.0) / 3,
         }
     )
-    nothing = replace(scores, valid=np.zeros(9, dtype=np.bool_), failures=dict.fromkeys(range(9), "no"))
-    assert reward_metrics(nothing, 3) == {"reward/invalid_frac": 1.0}
+    failure = Failure("scene", "invalid_scene", "no")
+    nothing = replace(scores, valid=np.zeros(9, dtype=np.bool_), failures=dict.fromkeys(range(9), failure))
+    assert reward_metrics(nothing, 3) == {"reward/invalid_frac": 1.0, "failures/scene_invalid_scene": 9.0}

@@ -21,7 +21,8 @@ from rlhf_drive.scenes.generator import generate_scenes
 from rlhf_drive.scenes.importers.recorded import Refused
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training import scenes as module
-from rlhf_drive.training.scenes import Judged, build_scenes, judge, open_scenes, split_of_cluster
+from rlhf_drive.training.judge import Judged, judge
+from rlhf_drive.training.scenes import build_scenes, open_scenes, split_of_cluster
 
 GENERATED = ScenesSection(source="generate", path=None, store=None, count=10, seed=3, heldout_fraction=0.3)
 SMALL = ("womd_1c365f15b70ebdbf", "womd_74e892ddfe3b9b8", "womd_a0d7dc6be757", "womd_965472cb24cb397b")
@@ -70,9 +71,9 @@ def test_judging_adds_references_scores_and_the_flag(raw: list[Scene]) -> None:
         straight[:, 0] = scene.reference.ego_init[3] * np.arange(0.5, 4.1, 0.5)
         plans = np.stack([scene.reference.human_poses, straight, np.zeros((8, 3))])
         human, constant, still = score_pdms(prepared, plans).pdms
-        assert item.pdms["human"] == human
-        assert item.pdms["constant_velocity"] == constant
-        assert item.pdms["stand_still"] == still
+        assert item.scores["human"] == human
+        assert item.scores["constant_velocity"] == constant
+        assert item.scores["stand_still"] == still
         assert item.scene.challenging == (constant < 0.8 <= human)
         flags.append(item.scene.challenging)
     assert 2 <= sum(flags) <= 10
@@ -86,8 +87,8 @@ def test_a_scene_in_which_the_human_does_badly_is_not_challenging(raw: list[Scen
         path = np.concatenate([np.zeros((1, 3)), scene.reference.human_poses])
         slow = np.stack([np.interp(times[1:] / 3.0, times, path[:, i]) for i in range(3)], axis=1)
         item = judge(scene.with_reference(human_poses=slow), min_human_pdms=0.0)
-        if isinstance(item, Judged) and item.pdms["human"] < 0.8:
-            hard += item.pdms["constant_velocity"] < 0.8
+        if isinstance(item, Judged) and item.scores["human"] < 0.8:
+            hard += item.scores["constant_velocity"] < 0.8
             assert not item.scene.challenging
     assert hard >= 2
 
@@ -100,7 +101,7 @@ def test_a_human_who_fails_is_refused_with_the_reason(raw: list[Scene]) -> None:
     assert judge(off_road, min_human_pdms=0.0) == Refused(
         scene.token, "the human collides, leaves the road or makes no progress"
     )
-    human = good.pdms["human"]
+    human = good.scores["human"]
     assert isinstance(judge(scene, min_human_pdms=human), Judged)
     refused = judge(scene, min_human_pdms=human + 1e-6)
     assert isinstance(refused, Refused)
@@ -190,7 +191,7 @@ def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_store_notes_what_became_of_the_scenes(tiny_store: SceneStore) -> None:
     info = tiny_store.info
     assert Counter(tiny_store.kinds) == info["kinds"]
-    human = [score_pdms(prepare_scene(s.reference), s.reference.human_poses[None]).pdms[0] for s in tiny_store]
+    human = [score_pdms(prepare_scene(s.reference), s.reference.human_poses[None]).scores[0] for s in tiny_store]
     assert info["pdms"]["human"] == round(float(np.mean(human)), 4)
     assert len(tiny_store) + len(info["refused"]) == info["count"] == 48
 

@@ -1,0 +1,39 @@
+"""Warnings of a run: one JSON line each in `alerts.jsonl`, read again by the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rewards.hack_detector import Alert
+
+__all__ = ["ALERTS_FILE", "AlertLog"]
+
+ALERTS_FILE = "alerts.jsonl"
+"""Name of the file in the run folder."""
+
+
+class AlertLog:
+    """Appends alerts to a run folder; a line is ``{"phase": "rl-seed0", "step": 20, "name": …, "message": …}``."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self._path = Path(run_dir) / ALERTS_FILE
+
+    def add(self, alert: Alert, *, phase: str) -> None:
+        """Write one line."""
+        line = {"phase": phase, "step": alert.step, "name": alert.name, "message": alert.message}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def resume(self, step: int, *, phase: str) -> None:
+        """Drop the alerts of `phase` after `step`, and a line that a killed run left unfinished."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text("utf-8").splitlines(keepends=True):
+            entry = json.loads(line) if line.endswith("\n") else None
+            if entry is not None and (entry["phase"] != phase or entry["step"] <= step):
+                kept.append(line)
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        partial.write_text("".join(kept), "utf-8")
+        partial.replace(self._path)
