@@ -20,7 +20,7 @@ __all__ = ["EpdmsResult", "PreparedEpdms", "combine_epdms", "prepare_epdms", "sc
 
 Columns = Mapping[str, NDArray[np.float64]]
 _LOW_PROGRESS_M = 5.0
-_LONGEST_GAP_S = 0.55
+_GAP_LIMIT_US = 550_000
 _FILTERED = ("nc", "dac", "ddc", "tlc", "ttc", "lk")
 
 
@@ -123,13 +123,13 @@ def _frame_offset(prepared: PreparedEpdms) -> int:
             "A plan of the previous frame was given, but the scene lacks SceneReference.prev_ego_init, the ego state "
             "of that frame. Import the scene with it, or score without the previous plan."
         )
-    gap_s = (prepared.t0_us - prepared.previous.t0_us) * 1e-6
-    offset = round(gap_s / STEP_S)
-    if offset < 1 or gap_s >= _LONGEST_GAP_S:
+    gap_us = prepared.t0_us - prepared.previous.t0_us
+    offset = round(gap_us * 1e-6 / STEP_S)
+    if offset < 1 or gap_us >= _GAP_LIMIT_US:
         raise DataError(
-            f"SceneReference.prev_t0_us lies {gap_s:g} s before t0_us; extended comfort (EC) compares frames that are "
-            f"at least one step of {STEP_S:g} s and less than {_LONGEST_GAP_S:g} s apart. Score without the previous "
-            "plan."
+            f"SceneReference.prev_t0_us lies {gap_us * 1e-6:g} s before t0_us; extended comfort (EC) compares frames "
+            f"that are at least one step of {STEP_S:g} s and less than {_GAP_LIMIT_US * 1e-6:g} s apart. Score "
+            "without the previous plan."
         )
     return offset
 

@@ -1,0 +1,405 @@
+"""EPDMS on tiny scenes in which every score can be worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles.tiny_scene import (
+    LEFT_LANE,
+    ROAD,
+    ROUTE_LANE,
+    TWO_LANES,
+    WORLD,
+    Agent,
+    Polygon,
+    make_reference,
+    rectangle,
+    straight_plan,
+    straight_states,
+)
+
+from rewards.epdms import EpdmsResult, combine_epdms, score_epdms
+from rewards.kernels.score import V2_RULES, score_states
+from rewards.prepare import prepare_road
+from rewards.prepare_epdms import PreparedEpdms, prepare_epdms, prepare_history
+from rlhf_drive.errors import DataError
+from rlhf_drive.scenes import AgentType, MapLayer, SceneReference, to_world_frame
+
+COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
+PLAN = straight_plan(10.0)[None]
+CROSSING: Polygon = (MapLayer.INTERSECTION, False, rectangle(20.0, 40.0, -2.0, 6.0))
+
+
+def reference(**options: Any) -> SceneReference:
+    made = make_reference(**options)
+    return replace(made, pdm_reference_v2=made.pdm_reference_v1)
+
+
+def prepared(**options: Any) -> PreparedEpdms:
+    return prepare_epdms(reference(**options))
+
+
+def with_line_at(scene: PreparedEpdms, y: float) -> PreparedEpdms:
+    """The scene with its centreline moved sideways."""
+    line = scene.road.centerline.copy()
+    line[:, 1] = y
+    return replace(scene, road=scene.road._replace(centerline=line))
+
+
+def row(result: EpdmsResult, n: int = 0) -> dict[str, float]:
+    return {name: float(getattr(result, name)[n]) for name in COLUMNS}
+
+
+def test_a_plan_like_the_reference_scores_one() -> None:
+    result = score_epdms(prepared(), PLAN, PLAN)
+    assert row(result) == pytest.approx(dict.fromkeys(COLUMNS, 1.0), abs=1e-9)
+    assert result.progress_m[0] == pytest.approx(40.0, abs=1e-4)
+    assert result.ec_rms[0] == pytest.approx([0.0] * 4, abs=1e-9)
+    assert result.previous_states.shape == (1, 41, 11)
+
+
+def test_weights() -> None:
+    """Powers of two tell the columns apart: product 1/2 of (5 ep + 5 ttc + 2 lk + 2 hc + 2 ec)."""
+    ones = {name: np.ones(1) for name in COLUMNS}
+    for name, with_ec, without in (
+        ("ep", 11 / 16, 9 / 14), ("ttc", 11 / 16, 9 / 14), ("lk", 14 / 16, 12 / 14), ("hc", 14 / 16, 12 / 14),
+        ("ec", 14 / 16, 1.0), ("nc", 0.0, 0.0), ("dac", 0.0, 0.0), ("ddc", 0.0, 0.0), ("tlc", 0.0, 0.0),
+    ):  # fmt: skip
+        columns = {**ones, name: np.zeros(1)}
+        assert combine_epdms(columns, with_ec=True)[0] == pytest.approx(with_ec, abs=1e-15), name
+        assert combine_epdms(columns, with_ec=False)[0] == pytest.approx(without, abs=1e-15), name
+    assert combine_epdms({**ones, "nc": np.full(1, 0.5), "ddc": np.full(1, 0.5)}, with_ec=True)[0] == 0.25
+
+
+def test_without_a_previous_plan_ec_and_its_weight_are_left_out() -> None:
+    """Braking, the ego covers 29.06 m, but at 3.1 s it would come as far as 29.41 m within another 0.9 s.
+    A wall at 29.25 m from its front fails TTC alone: 9 of 14 without EC; EC, which fails too, makes it 9 of 16."""
+    braking = straight_plan(10.0)[None]
+    braking[0, :, 0] -= 0.75 * (0.5 * np.arange(1, 9)) ** 2
+    scene = replace(prepared(agents=[Agent(x=29.25 + 4.049 + 2.0)]), reference_progress_m=10.0)
+    alone = score_epdms(scene, braking, human_filter="off")
+    assert np.isnan(alone.ec[0])
+    assert np.isnan(alone.ec_rms).all()
+    assert alone.previous_states.shape == (0, 41, 11)
+    assert (alone.nc[0], alone.ttc[0], alone.hc[0], alone.ep[0]) == (1.0, 0.0, 1.0, 1.0)
+    assert alone.epdms[0] == pytest.approx(9.0 / 14.0, abs=1e-12)
+    both = score_epdms(scene, braking, PLAN, human_filter="off")
+    assert (both.ec[0], both.epdms[0]) == (0.0, pytest.approx(9.0 / 16.0, abs=1e-12))
+
+
+def off_road_human(**options: Any) -> PreparedEpdms:
+    """A road of |y| < 2 that the human leaves to the right: DAC, DDC and LK 0."""
+    human = straight_plan(10.0)
+    human[:, 1] = [-1.0, -3.0, *[-5.0] * 6]
+    return prepare_epdms(replace(reference(**options), human_poses=human))
+
+
+def test_filter_forgives_what_the_human_fails() -> None:
+    scene = off_road_human(polygons=[ROUTE_LANE, (MapLayer.ROADBLOCK, False, rectangle(-50, 150, -2, 2))])
+    assert scene.human is not None
+    assert (scene.human.nc, scene.human.dac, scene.human.ddc, scene.human.lk) == (1.0, 0.0, 0.0, 0.0)
+    leaving = straight_plan(10.0)[None]
+    leaving[0, :, 1] = [-1.0, -3.0, *[-5.0] * 6]
+    off = score_epdms(scene, leaving, human_filter="off")
+    assert (off.dac[0], off.lk[0], off.epdms[0]) == (0.0, 0.0, 0.0)
+    on = score_epdms(scene, leaving)
+    assert (on.dac[0], on.lk[0], on.ddc[0]) == (1.0, 1.0, 1.0)
+    assert on.epdms[0] == combine_epdms({name: getattr(on, name) for name in COLUMNS}, with_ec=False)[0]
+    assert {name: on.raw[name][0] for name in ("dac", "lk", "epdms")} == {"dac": 0.0, "lk": 0.0, "epdms": 0.0}
+    before = score_epdms(scene, leaving, human_filter="pre_2025_09_29")
+    assert (before.dac[0], before.lk[0], before.epdms[0]) == (1.0, 1.0, 0.0)
+
+
+def test_filter_does_not_touch_comfort_or_progress() -> None:
+    """A human who fails whatever can be failed: EP, HC and EC stay as they are."""
+    scene = prepared()
+    assert scene.human is not None
+    scene = replace(scene, human=replace(scene.human, nc=0.0, dac=0.0, ddc=0.0, tlc=0.0, ttc=0.0, lk=0.0))
+    braking, previous = straight_plan(2.0)[None], straight_plan(14.0)[None]
+    on, off = (score_epdms(scene, braking, previous, human_filter=setting) for setting in ("on", "off"))
+    assert (on.hc[0], on.ec[0]) == (off.hc[0], off.ec[0]) == (0.0, 0.0)
+    assert on.ep[0] == off.ep[0]
+    assert off.ep[0] < 0.5
+
+
+def test_a_human_with_half_a_point_forgives_nothing() -> None:
+    """A cone in the way gives the human NC .5 (and TTC 0): the plan keeps its own .5."""
+    cone = Agent(x=30.0, kind=AgentType.STATIC, length=0.5, width=0.5)
+    scene = prepared(agents=[cone])
+    assert scene.human is not None
+    assert (scene.human.nc, scene.human.ttc) == (0.5, 0.0)
+    result = score_epdms(scene, PLAN)
+    assert (result.nc[0], result.ttc[0]) == (0.5, 1.0)
+
+
+def test_human_is_scored_without_history_and_progress() -> None:
+    """Scored alone, HC and EP are 1 whatever came before, so neither is ever forgiven."""
+    made = reference()
+    jerky = made.past_states.copy()
+    jerky[:, 5] = [0.0, -8.0, 8.0, 0.0]
+    scene = prepare_epdms(replace(made, past_states=jerky, human_poses=straight_plan(3.0)))
+    assert score_epdms(scene, PLAN).hc[0] == 0.0
+
+
+def test_progress_is_the_plans_own_relative_to_the_masked_best() -> None:
+    """NC .5 does not halve the plan's own 40 m (unmasked), but its 20 m cannot be the measure either."""
+    cone = Agent(x=30.0, kind=AgentType.STATIC, length=0.5, width=0.5)
+    scene = replace(prepared(agents=[cone]), reference_progress_m=80.0)
+    assert score_epdms(scene, PLAN).nc[0] == 0.5
+    assert score_epdms(scene, PLAN).ep[0] == pytest.approx(0.5, abs=1e-5)
+    shorter = replace(scene, reference_progress_m=30.0)
+    assert score_epdms(shorter, PLAN).ep[0] == 1.0
+    slow = score_epdms(prepared(), straight_plan(6.0)[None])
+    assert slow.ep[0] == pytest.approx(slow.progress_m[0] / 40.0, abs=1e-5)
+
+
+def test_low_progress_counts_as_full_even_off_the_road() -> None:
+    off_road = prepared(speed=1.0, pdm_speed=1.0, polygons=[ROUTE_LANE])
+    result = score_epdms(off_road, straight_plan(0.2)[None], human_filter="off")
+    assert (result.dac[0], result.ep[0]) == (0.0, 1.0)
+    crawling = prepared(speed=1.0, pdm_speed=1.0)
+    at, above = (replace(crawling, reference_progress_m=most) for most in (5.0, 5.01))
+    assert score_epdms(at, straight_plan(0.2)[None]).ep[0] == 1.0
+    assert score_epdms(above, straight_plan(0.2)[None]).ep[0] < 0.5
+
+
+def test_a_failing_reference_is_no_measure() -> None:
+    """PDM-Closed drives 40 m into a red light, or off the road, or the wrong way: nothing of it counts."""
+    assert prepared().reference_progress_m == pytest.approx(40.0, abs=1e-4)
+    assert prepared(red=[rectangle(20.0, 30.0, -2.0, 2.0)]).reference_progress_m == 0.0
+    assert prepared(polygons=[ROUTE_LANE]).reference_progress_m == 0.0
+    wrong_way = (MapLayer.LANE, False, ROUTE_LANE[2])
+    assert prepared(polygons=[wrong_way, LEFT_LANE, ROAD]).reference_progress_m == 0.0
+    assert prepared(agents=[Agent(x=30.0)]).reference_progress_m == 0.0
+    assert prepared(polygons=[wrong_way, LEFT_LANE, ROAD], pdm_speed=3.0, speed=3.0).reference_progress_m == (
+        pytest.approx(6.0, abs=0.01)
+    )
+
+
+def test_boxes_that_touch_the_ego_at_the_start_are_dropped() -> None:
+    """The ego's front is at 4.049 m: a 4 m car centred at 6.048 touches it, one at 6.050 does not."""
+    touching, apart = prepared(agents=[Agent(x=6.048)]), prepared(agents=[Agent(x=6.050)])
+    assert (len(touching.agents.pose), len(apart.agents.pose)) == (0, 1)
+    assert score_epdms(touching, PLAN).nc[0] == 1.0
+    assert score_epdms(apart, PLAN, human_filter="off").nc[0] == 0.0
+    cone = Agent(x=2.0, kind=AgentType.STATIC, length=0.5, width=0.5)
+    assert len(prepared(agents=[cone]).agents.pose) == 0
+    assert len(prepared(agents=[Agent(x=-1.0, y=2.0, length=2.0, width=2.0)]).agents.pose) == 0
+    assert len(prepared(agents=[Agent(x=-1.0, y=2.2, length=2.0, width=2.0)]).agents.pose) == 1
+
+
+def test_only_an_overlap_at_the_very_start_is_dropped() -> None:
+    """The same car, first seen 0.1 s later, stays; one never seen in 4 s is left out."""
+    later = prepared(agents=[Agent(x=6.048, seen=tuple(range(1, 51)))])
+    assert len(later.agents.pose) == 1
+    assert score_epdms(later, PLAN, human_filter="off").nc[0] == 0.0
+    assert len(prepared(agents=[Agent(x=6.048, seen=tuple(range(41, 51)))]).agents.pose) == 0
+
+
+def test_the_log_is_read_for_four_seconds() -> None:
+    scene = prepared(agents=[Agent(x=60.0)])
+    assert scene.agents.pose.shape[1] == scene.agents.valid.shape[1] == 41
+
+
+def test_ttc_looks_ahead_in_steps_of_three() -> None:
+    """Start steps end at 31. At step 39 somebody stands 0.8 s ahead of step 31 (which is not looked at) and out of
+    reach of step 30 with 0.9 s: the ego has become faster in between."""
+    states = straight_states(10.0)
+    states[0, 31:, 3] = 13.0
+    states[0, 31:, 0] += 0.3 * np.arange(10)
+    front = 4.049
+    reach_30, reach_31 = 30.0 + 0.9 * 10.0 + front, 31.0 + 0.8 * 13.0 + front
+    assert reach_30 < reach_31 - 2.0
+    agent = Agent(x=reach_30 + 1.0 + 2.0, seen=(39,))
+    scene = prepared(agents=[agent])
+    metrics = score_states(scene.road, scene.agents, states, rules=V2_RULES)
+    assert metrics.ttc[0] == 1.0
+    sooner = prepared(agents=[replace(agent, seen=(40,))])
+    assert score_states(sooner.road, sooner.agents, states, rules=V2_RULES).first_ttc_step[0] == 31.0
+
+
+def keeps_lane(*spans: tuple[float, float]) -> float:
+    """LK of a drive at 10 m/s a metre beside the centreline, with intersections over these x of the box centre."""
+    crossings: list[Polygon] = [
+        (MapLayer.INTERSECTION, False, rectangle(1.461 + a, 1.461 + b, -2, 6)) for a, b in spans
+    ]
+    scene = with_line_at(prepared(polygons=[*TWO_LANES, *crossings]), 1.0)
+    return float(score_epdms(scene, PLAN, human_filter="off").lk[0])
+
+
+def test_lane_keeping_skips_intersections_without_starting_over() -> None:
+    """The centre is at k metres (from its start) at step k. Steps 0-14 away, 15-19 in the intersection, then away
+    again: the twentieth step away is step 24, unless a second intersection begins before it."""
+    assert keeps_lane((14.5, 19.5)) == 0.0
+    assert keeps_lane((14.5, 19.5), (24.5, 99.0)) == 0.0
+    assert keeps_lane((14.5, 19.5), (23.5, 99.0)) == 1.0
+    assert keeps_lane((-9.0, 20.5)) == 0.0
+    assert keeps_lane((-9.0, 21.5)) == 1.0
+
+
+def past(ax: tuple[float, float, float, float], stamps: tuple[int, int, int, int]) -> SceneReference:
+    made = reference()
+    states = made.past_states.copy()
+    states[:, 5] = ax
+    ego = made.ego_init.copy()
+    ego[5] = ax[-1]
+    return replace(made, ego_init=ego, past_states=states, past_times_us=made.t0_us + np.array(stamps))
+
+
+EVEN = (-1_500_000, -1_000_000, -500_000, 0)
+ODD = (-1_500_049, -999_988, -500_021, 0)
+
+
+def test_history_leaves_out_the_sample_before_the_first_state() -> None:
+    """ax rises by 1 in each half second: at -1.5 + 0.1 k it is 0.2 k. The last of the 14 is 2.6, at -0.2 s."""
+    history = prepare_history(past((0.0, 1.0, 2.0, 3.0), EVEN))
+    np.testing.assert_allclose(history[:, 1], 0.2 * np.arange(14), atol=1e-12)
+    np.testing.assert_array_equal(history[:, [0, 2]], 0.0)
+
+
+def test_a_few_microseconds_more_bring_the_missing_sample_back() -> None:
+    history = prepare_history(past((0.0, 1.0, 2.0, 3.0), ODD))
+    assert len(history) == 15
+    at = -1.500049 + 0.1 * np.arange(15)
+    expected = np.interp(at, np.array(ODD) * 1e-6, [0.0, 1.0, 2.0, 3.0])
+    np.testing.assert_allclose(history[:, 1], expected, atol=1e-9)
+    assert history[-1, 1] == pytest.approx(2.8, abs=1e-3)
+
+
+def test_the_missing_sample_can_decide_history_comfort() -> None:
+    """The log brakes from 0 to -5.3 m/s^2 in the last half second, and the plan lets go at once. With the sample at
+    -0.1 s that lasts a step longer: smoothed, it breaks two bounds. Which it is depends on 49 microseconds."""
+    even, odd = (
+        score_epdms(prepare_epdms(past((0.0, 0.0, 0.0, -5.3), stamps)), PLAN).history_comfort[0].tolist()
+        for stamps in (EVEN, ODD)
+    )
+    assert even == [True] * 6
+    assert odd == [False, True, True, False, True, True]
+
+
+def test_history_headings_are_relative_and_continuous() -> None:
+    """A past heading of 3.1 and -3.1 rad in the world is a left turn of 0.083 rad."""
+    made = reference()
+    states, ego = made.past_states.copy(), made.ego_init.copy()
+    states[:, 2], ego[2] = [3.0, 3.1, -3.1, -3.0], -3.0
+    heading = prepare_history(replace(made, past_states=states, ego_init=ego))[:, 0]
+    turn = np.diff(heading)
+    assert turn[0] == pytest.approx(0.02, abs=1e-12)
+    assert turn[5] == pytest.approx((2 * np.pi - 6.2) / 5.0, abs=1e-12)
+    end = heading[-1] + 2.0 * turn[-1]
+    assert end % (2.0 * np.pi) == pytest.approx(0.0, abs=1e-9) or end % (2.0 * np.pi) == pytest.approx(2 * np.pi)
+
+
+def test_history_comfort_needs_the_past_and_the_world_may_be_turned() -> None:
+    """The ego's heading in the world is 0.7 rad: a past that is left in the world frame would jump by that."""
+    assert WORLD[2] == 0.7
+    assert score_epdms(prepared(), PLAN).history_comfort.all()
+
+
+def test_offset_of_the_frames_follows_their_times() -> None:
+    """A plan at 10 m/s from a standing start accelerates: only against itself at the right offset do frames agree."""
+    made = reference()
+    for gap_us, steps in ((500_021, 5), (449_000, 4), (540_000, 5), (60_000, 1)):
+        scene = prepare_epdms(replace(made, prev_t0_us=made.t0_us - gap_us))
+        plan = straight_plan(10.0)[None]
+        plan[0, 3:, 0] += np.arange(5) ** 2
+        result = score_epdms(scene, PLAN, plan)
+        now, then = result.states[0, : 41 - steps, 5], result.previous_states[0, steps:, 5]
+        rough = np.sqrt(np.mean((np.abs(now) - np.abs(then)) ** 2))
+        assert result.ec_rms[0, 0] == pytest.approx(rough, rel=0.05), gap_us
+
+
+def test_the_previous_plan_starts_from_the_previous_state() -> None:
+    """2 m/s slower half a second ago, both plans hold their own speed: no acceleration differs."""
+    made = reference()
+    before = made.prev_ego_init.copy()
+    before[:3] = to_world_frame(np.array([-4.5, 0.3, 0.2]), made.ego_init)
+    before[3] = 8.0
+    scene = prepare_epdms(replace(made, prev_ego_init=before))
+    result = score_epdms(scene, PLAN, straight_plan(8.0)[None])
+    assert result.ec[0] == 1.0
+    assert result.ec_rms[0].max() < 0.01
+    assert result.previous_states[0, 0, :4].tolist() == [0.0, 0.0, 0.0, 8.0]
+    assert score_epdms(scene, PLAN, PLAN).ec[0] == 0.0
+
+
+def test_a_shared_road_gives_the_same_scores() -> None:
+    made = reference(agents=[Agent(x=25.0, y=1.0, vx=3.0)])
+    road = prepare_road(made)
+    shared = prepare_epdms(made, road=road)
+    assert shared.road is road
+    assert row(score_epdms(shared, PLAN, PLAN)) == row(score_epdms(prepare_epdms(made), PLAN, PLAN))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308])
+@pytest.mark.parametrize("of", ["plan", "previous plan"])
+def test_a_row_that_is_not_finite_is_invalid_alone(value: float, of: str) -> None:
+    plans, previous = np.repeat(PLAN, 3, axis=0), np.repeat(PLAN, 3, axis=0)
+    (plans if of == "plan" else previous)[1, 3, 0] = value
+    result = score_epdms(prepared(), plans, previous)
+    assert result.valid.tolist() == [True, False, True]
+    for name in COLUMNS:
+        assert np.isnan(getattr(result, name)).tolist() == [False, True, False], name
+        assert np.isnan(result.raw[name]).tolist() == [False, True, False], name
+    assert np.isnan(result.ec_rms).any(axis=1).tolist() == [False, True, False]
+    assert result.epdms[0] == result.epdms[2] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_no_plans_give_no_scores() -> None:
+    nothing = np.zeros((0, 8, 3))
+    assert score_epdms(prepared(), nothing, nothing).epdms.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (2, 7, 3), (2, 8, 2)])
+def test_plans_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"^Plans must be \[B, 8, 3\]"):
+        score_epdms(prepared(), np.zeros(shape))
+    with pytest.raises(DataError, match=r"^Plans of the previous frame must be \[B, 8, 3\]"):
+        score_epdms(prepared(), PLAN, np.zeros(shape))
+
+
+def test_every_plan_needs_its_previous_one() -> None:
+    with pytest.raises(DataError, match="got 1 plans and 2 previous ones"):
+        score_epdms(prepared(), PLAN, np.repeat(PLAN, 2, axis=0))
+
+
+def test_unknown_filter_settings_are_refused() -> None:
+    with pytest.raises(DataError, match="human_filter must be 'on', 'off' or 'pre_2025_09_29'; got 'of'"):
+        score_epdms(prepared(), PLAN, human_filter="of")
+
+
+def test_a_scene_without_a_human_plan_is_scored_without_the_filter() -> None:
+    scene = replace(prepared(), human=None)
+    assert score_epdms(scene, PLAN, human_filter="off").epdms[0] == pytest.approx(1.0, abs=1e-9)
+    for setting in ("on", "pre_2025_09_29"):
+        with pytest.raises(DataError, match=r'needs SceneReference.human_poses.*human_filter="off"'):
+            score_epdms(scene, PLAN, human_filter=setting)
+
+
+def test_a_scene_without_a_previous_frame_is_scored_without_ec() -> None:
+    scene = replace(prepared(), previous=None)
+    assert score_epdms(scene, PLAN).epdms[0] == pytest.approx(1.0, abs=1e-9)
+    with pytest.raises(DataError, match=r"lacks SceneReference\.prev_ego_init"):
+        score_epdms(scene, PLAN, PLAN)
+
+
+@pytest.mark.parametrize("gap_us", [0, -500_000, 40_000, 550_000, 1_000_000])
+def test_frames_too_far_apart_have_no_ec(gap_us: int) -> None:
+    made = reference()
+    scene = prepare_epdms(replace(made, prev_t0_us=made.t0_us - gap_us))
+    assert score_epdms(scene, PLAN).epdms[0] == pytest.approx(1.0, abs=1e-9)
+    with pytest.raises(DataError, match=rf"prev_t0_us lies {gap_us * 1e-6:g} s before t0_us"):
+        score_epdms(scene, PLAN, PLAN)
+
+
+def test_a_scene_without_a_progress_reference_is_refused() -> None:
+    with pytest.raises(DataError, match=r"pdm_reference_v2 must be \[41, 3\].*attach_references"):
+        prepare_epdms(make_reference())
+
+
+def test_past_times_must_rise() -> None:
+    with pytest.raises(DataError, match=r"past_times_us must rise; got \[9000000"):
+        prepare_history(past((0.0,) * 4, (-1_000_000, -1_500_000, -500_000, 0)))
