@@ -14,14 +14,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewards.carriers import RewardInputs
-from rlhf_drive.errors import ConfigError, PluginError, did_you_mean
+from rlhf_drive.errors import ConfigError, PluginError, UnknownNameError, did_you_mean
 from rlhf_drive.registry import Registry, is_plugin, load_function
 
 __all__ = [
@@ -40,8 +40,8 @@ ENTRY_POINTS = "rlhf_drive.rewards"
 """Entry-point group through which installed packages offer rewards."""
 
 BoundReward = Callable[[RewardInputs], NDArray[np.float64]]
-"""A reward with its options filled in: inputs of N plans in, ``[N]`` out."""
-F = TypeVar("F", bound=Callable[..., NDArray[np.float64]])
+"""A reward with its options filled in: inputs of N plans in, ``[N]`` out. What it returns may have to be awaited."""
+F = TypeVar("F", bound=Callable[..., Any])
 _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
@@ -123,7 +123,7 @@ REWARDS: Registry[RewardFunction] = Registry("reward")
 def reward(
     name: str, *, needs: Sequence[str] = (), two_frame: bool = False, auxiliary: bool = False
 ) -> Callable[[F], F]:
-    """Register the decorated function as the reward `name`; the function itself stays as it is.
+    """Register the decorated function as the reward `name`; the function itself stays as it is. ``async def`` is fine.
 
     Defining the function again (a notebook cell, an edited file) replaces it.
 
@@ -163,14 +163,19 @@ def resolve_reward(name: str, *, where: str = "reward") -> RewardFunction:
         where: Key path of the name, for messages.
 
     Raises:
-        UnknownNameError: No reward is registered under that name.
-        PluginError: The function cannot be loaded or does not have the form of a reward.
+        UnknownNameError: No reward is registered or offered under that name; the message offers the closest.
+        PluginError: The function cannot be loaded or does not have the form of a reward, or two packages offer that
+            name; the message names the packages.
     """
-    if not is_plugin(name):
-        if name not in REWARDS and name in (offered := offered_rewards()):
-            return _entry_of(name, load_function(offered[name], where=where))
-        return REWARDS.get(name, where=where)
-    return _entry_of(name.rpartition(":")[2], load_function(name, where=where))
+    if is_plugin(name):
+        return _entry_of(name.rpartition(":")[2], load_function(name, where=where))
+    if name in REWARDS:
+        return REWARDS.get(name)
+    if points := _offers(name):
+        return _offered(points, where)
+    raise UnknownNameError(
+        f"Unknown reward {name!r} in {where}. {did_you_mean(name, {*REWARDS.names(), *offered_rewards()})}"
+    )
 
 
 def offered_rewards() -> dict[str, str]:
@@ -179,6 +184,31 @@ def offered_rewards() -> dict[str, str]:
     Nothing is imported. A registered name comes first, so a package cannot replace a built-in reward.
     """
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _offers(name: str) -> list[EntryPoint]:
+    """Entry points of that name, one for each target."""
+    return list({point.value: point for point in entry_points(group=ENTRY_POINTS, name=name)}.values())
+
+
+def _offered(points: list[EntryPoint], where: str) -> RewardFunction:
+    """The reward behind the entry points of one name, of which there must be one."""
+    name = points[0].name
+    if len(points) > 1:
+        packages = " and ".join(sorted(f"{_package(point)} ({point.value})" for point in points))
+        raise PluginError(
+            f"{where}: reward {name!r} is offered by {packages}. Name the function by its place, as "
+            "package.module:function."
+        )
+    try:
+        return _entry_of(name, load_function(f"{points[0].module}:{points[0].attr}", where=where))
+    except PluginError as error:
+        raise PluginError(f"{where}: reward {name!r} of {_package(points[0])}: {error}") from error
+
+
+def _package(point: EntryPoint) -> str:
+    """The package that offers an entry point, with its version."""
+    return f"package {point.dist.name} {point.dist.version}" if point.dist else "a package without metadata"
 
 
 def _entry_of(name: str, function: Callable[..., Any]) -> RewardFunction:
@@ -225,7 +255,10 @@ def describe_options(who: str, function: Callable[..., Any], *, skip: int) -> tu
     Raises:
         PluginError: A parameter after those is not keyword-only, or has no type that a recipe can state.
     """
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{who} has no signature that can be read: {error}.") from error
     for parameter in parameters:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise PluginError(

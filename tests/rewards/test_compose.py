@@ -90,7 +90,7 @@ def test_some_weight_must_be_above_zero(specs: list[RewardSpec]) -> None:
 
 
 def test_component_is_a_term_once() -> None:
-    with pytest.raises(ConfigError, match=r"terms\[1\]\.name: 'comfort' is there already"):
+    with pytest.raises(ConfigError, match=r"terms\[1\]\.name: 'comfort' is among the terms already"):
         build_reward([RewardSpec("c"), RewardSpec("comfort")])
 
 
