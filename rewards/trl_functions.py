@@ -11,12 +11,9 @@ The function gets what it names, or everything if it takes ``**kwargs``; docs/re
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-import threading
-import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -61,7 +58,8 @@ def trl_reward(function: Callable[..., Any], *, conversational: bool = False) ->
     """`function`, written for TRL, as a reward here.
 
     None or a number that is not finite leaves the row unscored, with that as its reason. The function is called once
-    with all rows; if it raises, it is called again with fewer, so a row must not depend on the others.
+    with the rows of a call; if it raises, it is called again with fewer, so a row must not depend on the others. What a
+    coroutine function makes is to be awaited, as the reward service does, always in the same event loop.
 
     Args:
         function: TRL's form, sync or async.
@@ -77,16 +75,18 @@ def trl_reward(function: Callable[..., Any], *, conversational: bool = False) ->
     """
     name = _name(function)
     takes, required = _keywords(function, name)
-    loop = _EventLoop()
 
-    def score(inputs: RewardInputs) -> NDArray[np.float64]:
+    def score(inputs: RewardInputs) -> Any:
         offered = _arguments(inputs, conversational)
         if lacking := required - set(offered):
             raise OutputError(f"TRL function {name!r} needs {', '.join(sorted(lacking))}, which this scorer lacks")
         result = function(**{key: value for key, value in offered.items() if takes is None or key in takes})
         if inspect.isawaitable(result):
-            result = loop.run(_await(result))
+            return awaited(result, len(inputs.trajectories))
         return gather_rows(_rows(name, result, len(inputs.trajectories)))
+
+    async def awaited(result: Awaitable[Any], count: int) -> NDArray[np.float64]:
+        return gather_rows(_rows(name, await result, count))
 
     score.__name__ = name
     score.column = name  # type: ignore[attr-defined]
@@ -170,29 +170,3 @@ def _row(name: str, value: Any) -> RowResult:
     if not math.isfinite(number):
         return "not_finite", f"TRL function {name!r} returned {number}"
     return number
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-async def _await(result: Any) -> Any:
-    return await result
-
-
-class _EventLoop:
-    """One event loop in a thread of its own, so that sessions an async function keeps stay usable between calls."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """The coroutine's result; the caller waits."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_serve, args=(self._loop,), name="trl-reward", daemon=True).start()
-                weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from rewards.partly_scored import PartlyScoredError
 from rewards.plan_text import format_plan, parse_plan, scene_prompt
 from rewards.trl_functions import trl_reward
 from rlhf_drive.errors import ConfigError
+from rlhf_drive.registry import load_function
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.generator import generate_scenes
 
@@ -80,36 +79,41 @@ def test_function_gets_only_what_it_names(scenes: list[Scene]) -> None:
     np.testing.assert_allclose(trl_reward(strict)(inputs(scenes)), [0.0, 1.0, 2.0, 3.0])
 
 
-def test_async_function_and_its_loop_outlive_a_call(scenes: list[Scene]) -> None:
-    loops = []
+ASYNC = """
+import asyncio
+LOOPS = []
 
-    async def slow(completions, **kwargs):  # type: ignore[no-untyped-def]
-        loops.append(asyncio.get_running_loop())
-        await asyncio.sleep(0.001)
-        return [float(len(text)) for text in completions]
+async def slow(completions, **kwargs):
+    LOOPS.append(asyncio.get_running_loop())
+    await asyncio.sleep(0.001)
+    return [float(text.split()[0]) for text in completions]
 
-    reward = trl_reward(slow)
-    lengths = [float(len(format_plan(poses))) for poses in inputs(scenes).trajectories.poses]
-    assert reward(inputs(scenes)).tolist() == lengths
-    assert asyncio.run(_inside(reward, inputs(scenes))) == lengths  # also where a loop runs already
+async def hangs(completions, **kwargs):
+    await asyncio.sleep(0.0 if completions[0].startswith("0") else 60.0)
+    return [0.5] * len(completions)
+"""
+
+
+def test_async_function_keeps_its_loop(user_file: Path, scenes: list[Scene]) -> None:
+    user_file.write_text(ASYNC)
+    plans = Trajectories(np.full((3, 8, 3), 0.25), np.zeros(3))
+    with service(user_file, "slow") as scorer:
+        for _ in range(2):
+            assert scorer.score(scenes, plans).total.tolist() == [0.625] * 3  # (1 + 0.25) / 2
+    loops = load_function(f"{user_file}:slow").__globals__["LOOPS"]  # type: ignore[attr-defined]
+    assert len(loops) == 2
     assert loops[0] is loops[1]
 
 
-async def _inside(reward: Callable[[RewardInputs], Array], given: RewardInputs) -> list[float]:
-    return reward(given).tolist()  # type: ignore[no-any-return]
-
-
-def test_thread_of_an_async_function_ends_with_the_reward(scenes: list[Scene]) -> None:
-    async def one(completions, **kwargs):  # type: ignore[no-untyped-def]
-        return [1.0] * len(completions)
-
-    before = set(threading.enumerate())
-    reward = trl_reward(one)
-    reward(inputs(scenes))
-    (thread,) = set(threading.enumerate()) - before
-    del reward
-    thread.join(5.0)
-    assert not thread.is_alive()
+def test_async_function_that_hangs_costs_its_row(user_file: Path, scenes: list[Scene]) -> None:
+    user_file.write_text(ASYNC)
+    plans = np.zeros((3, 8, 3))
+    plans[1, 0, 0] = 7.0
+    with service(user_file, "hangs", timeout_s=0.2) as scorer:
+        scores = scorer.score(scenes, Trajectories(plans, np.zeros(3)))
+        assert scorer.stats.abandoned == 0
+    assert {row: failure.kind for row, failure in scores.failures.items()} == {1: "timeout"}
+    np.testing.assert_array_equal(scores.total, [0.75, np.nan, 0.75])
 
 
 class Judge:
@@ -126,7 +130,7 @@ def test_partial_and_callable_object(scenes: list[Scene]) -> None:
 
     assert trl_reward(partial(scaled, 3.0))(inputs(scenes)).tolist() == [3.0] * 4
     assert trl_reward(partial(scaled, factor=4.0))(inputs(scenes)).tolist() == [4.0] * 4
-    assert trl_reward(Judge(5.0))(inputs(scenes)).tolist() == [5.0] * 4
+    assert asyncio.run(trl_reward(Judge(5.0))(inputs(scenes))).tolist() == [5.0] * 4  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -188,9 +192,11 @@ def lane(completions, lk):
 """
 
 
-def service(path: Path, function: str) -> LocalRewardService:
+def service(path: Path, function: str, timeout_s: float = 0.0) -> LocalRewardService:
     terms = [RewardSpec("pdms", 1.0), RewardSpec("trl", 1.0, {"function": f"{path}:{function}"})]
-    return LocalRewardService(build_reward(terms, scorer=f"{path.parent / 'scorer.py'}:ones"), workers=1)
+    return LocalRewardService(
+        build_reward(terms, scorer=f"{path.parent / 'scorer.py'}:ones"), workers=1, timeout_s=timeout_s
+    )
 
 
 SCORER = """
