@@ -17,6 +17,7 @@ __all__ = [
     "grid",
     "heading",
     "key",
+    "label",
     "number",
     "signed",
     "split",
@@ -28,12 +29,23 @@ Table = Mapping[str, Any]
 
 LABELS = {
     "pdms": ("PDMS", "NC × DAC × (5 EP + 5 TTC + 2 C) / 12"),
+    "epdms": (
+        "EPDMS",
+        "NC × DAC × DDC × TLC × (5 EP + 5 TTC + 2 LK + 2 HC + 2 EC) / 16; where there is no EC, without it and / 14",
+    ),
     "nc": ("NC", "no at-fault collision"),
     "dac": ("DAC", "stays on the drivable area"),
+    "ddc": ("DDC", "driving direction; without weight in PDMS, a factor of EPDMS"),
+    "tlc": ("TLC", "runs no red light"),
     "ep": ("EP", "progress along the route relative to the PDM-Closed planner"),
     "ttc": ("TTC", "time to collision stays above 1 s"),
+    "lk": ("LK", "lane keeping: never 2 s on end more than 0.5 m off the centreline, intersections apart"),
     "c": ("C", "comfort: acceleration, jerk, yaw rate and yaw acceleration within bounds"),
-    "ddc": ("DDC", "driving direction; shown, but without weight in PDMS"),
+    "hc": ("HC", "history comfort: the same bounds over the past 1.5 s and the plan together"),
+    "ec": (
+        "EC",
+        "two-frame extended comfort: agrees with the plan of 0.5 s earlier; – for planners without such a plan",
+    ),
     "reward": ("Reward", "weighted total of the reward terms"),
 }
 """Heading and explanation by component; a user's own term is shown by its name."""
@@ -54,6 +66,7 @@ h3{font-size:15px;margin:24px 0 6px}p{margin:6px 0 12px;max-width:80ch}.soft{col
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:8px 0 14px}
 th,td{padding:7px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{white-space:normal;vertical-align:bottom;font-size:12.5px;color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
+td.text{text-align:left;white-space:normal}
 tbody tr:hover{background:var(--tint)}td small{color:var(--soft);font-size:11.5px}.best{font-weight:700}
 i.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:8px}
 .split{display:inline-flex;width:90px;height:11px;border-radius:3px;overflow:hidden;vertical-align:middle;background:var(--line)}
@@ -99,8 +112,13 @@ def key(name: str, colors: Mapping[str, str]) -> str:
 
 
 def heading(component: str) -> str:
-    label, meaning = LABELS.get(component, (component, "user-defined reward term"))
-    return f'<th title="{escape(meaning)}">{escape(label)}</th>'
+    meaning = LABELS.get(component, ("", "user-defined reward term"))[1]
+    return f'<th title="{escape(meaning)}">{label(component)}</th>'
+
+
+def label(component: str) -> str:
+    """Short name of a component, escaped."""
+    return escape(LABELS.get(component, (component, ""))[0])
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

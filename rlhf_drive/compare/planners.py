@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rlhf_drive.policies import Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene, Trajectories
+from rlhf_drive.scenes.previous import previous_scene
 from rollout import LocalRolloutService
 
 __all__ = ["PolicyPlanner"]
@@ -34,3 +35,7 @@ class PolicyPlanner:
         """``S * samples`` plans, scene-major."""
         service = LocalRolloutService(self.policy, seed=self.seed, features=self.features)
         return service.sample(scenes, self.samples, self.decoding, step=0).trajectories
+
+    def plan_previous(self, scenes: Sequence[Scene]) -> Trajectories:
+        """The same for the frame 0.5 s earlier, in the ego frame of that time, with random numbers of its own."""
+        return self.plan([previous_scene(scene) for scene in scenes])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_drive.compare.analysis import Bootstrap, Comparison, analyse, shown_components
+from rlhf_drive.compare.alerts import read_alerts
+from rlhf_drive.compare.analysis import Bootstrap, Comparison, analyse, shown_components, without_ec
 from rlhf_drive.compare.baselines import BASELINES
 from rlhf_drive.compare.evaluate import Evaluation
 from rlhf_drive.compare.markup import LABELS
@@ -37,7 +38,7 @@ def write_report(
     bootstrap: Bootstrap | None = None,
     title: str = "Policy comparison",
 ) -> Path:
-    """Write ``report.json`` and ``report.html`` into a run folder.
+    """Write ``report.json`` and ``report.html`` into a run folder; alerts that training left there are shown.
 
     Args:
         evaluation: Planners on the same scenes.
@@ -54,20 +55,22 @@ def write_report(
 
     Raises:
         UnknownNameError: A planner named here was not evaluated.
-        DataError: `scenes` are not the evaluated ones.
+        DataError: `scenes` are not the evaluated ones, or the file of alerts cannot be read.
 
     Example:
         ``write_report(evaluation, run_dir, scenes=scenes, comparisons=[Comparison("gspo", ("gspo",), "sft")])``
     """
     if tuple(scene.token for scene in scenes) != evaluation.tokens:
         raise DataError("The scenes given to a report must be the evaluated ones, in the same order.")
+    folder = Path(run_dir)
     table = analyse(evaluation, comparisons, bootstrap)
     order = list(policies) if policies is not None else list(evaluation.planners)
-    table["policies"] = {name: table["policies"][name] for name in order if evaluation.result(name)}
+    for part in (table, *table["secondary"]):
+        part["policies"] = {name: part["policies"][name] for name in order if evaluation.result(name)}
+    table["alerts"] = read_alerts(folder)
     colors = plan_colors(order)
     drawn = _pictures(evaluation, scenes, comparisons[0], pictures, colors) if comparisons else []
     page = render_page(table, drawn, title=title, colors=colors, baselines=tuple(BASELINES))
-    folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "report.json", json.dumps(_finite(table), indent=1, allow_nan=False) + "\n")
     _write(folder / "report.html", page)
@@ -91,13 +94,11 @@ def _finite(value: Any) -> Any:
 
 
 def differing_scenes(evaluation: Evaluation, policy: str, reference: str, count: int) -> list[int]:
-    """Indices of scenes whose drawn plans (first samples) differ most in PDMS: largest gains, then largest losses.
+    """Indices of scenes whose drawn plans (first samples) differ most in the headline: largest gains, then losses.
 
     Half of `count` each, as far as there are; one scene per cluster before a cluster comes twice. Ties are left out.
     """
-    column = evaluation.components.index("pdms")
-    scores = [evaluation.result(name).plan_scores[:, column] for name in (policy, reference)]
-    delta = np.nan_to_num(scores[0] - scores[1], nan=0.0)
+    delta = np.nan_to_num(evaluation.plan_column(policy) - evaluation.plan_column(reference), nan=0.0)
 
     def ranked(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
         order = [int(i) for i in np.argsort(-values, kind="stable") if values[i] > TIE]
@@ -123,7 +124,7 @@ def _pictures(
             for name in names
         }
         png = draw_scene(scenes[i], plans, colors=colors, size_px=620)
-        gain = float(scores[policy]["pdms"] - scores[reference]["pdms"])
+        gain = 100.0 * float(evaluation.plan_column(policy)[i] - evaluation.plan_column(reference)[i])
         result.append(Picture(png, evaluation.tokens[i], evaluation.kinds[i], gain, scores))
     return result
 
@@ -148,9 +149,12 @@ def summary(
         seed: Of the resampling.
 
     Returns:
-        ``{"sft": {"pdms"}, "rl": {"pdms"}, "gain": {"pdms", "ci95": [lo, hi]}, "minutes", …}`` and, beyond that,
-        ``win_rate``, ``tie_rate``, ``seeds``, ``challenging`` (the same figures), ``components``, ``baselines``,
-        ``valid``, ``scenes``, ``clusters``, ``scorer``. A bound that one cluster alone cannot give is None.
+        With H the headline, ``pdms`` or ``epdms``: ``{"sft": {H}, "rl": {H}, "gain": {H, "ci95": [lo, hi]}, "minutes",
+        …}`` and, beyond that, ``win_rate``, ``tie_rate``, ``seeds``, ``challenging`` (the same figures),
+        ``components``, ``baselines``, ``valid``, ``scenes``, ``clusters``, ``scorer``. Where the plans were scored by
+        others too, ``metrics``: for each headline h of theirs ``{policy: {"all", "challenging"}, "gain": {h, "ci95",
+        "challenging": {h, "ci95"}}, "scorer"}`` and, if h has EC, ``"ec"`` with the same keys. A bound that one cluster
+        alone cannot give is None.
 
     Raises:
         UnknownNameError: A planner was not evaluated.
@@ -158,32 +162,29 @@ def summary(
     """
     comparison = Comparison("rl", tuple(rl_names), sft_name)
     table = analyse(evaluation, [comparison], Bootstrap(bootstrap_samples, 0.95, seed))
-    policies, gains = table["policies"], table["comparisons"][0]
+    policies, gains, headline = table["policies"], table["comparisons"][0], table["headline"]
     result = {
-        **_figures(policies, gains, sft_name, rl_names, "all"),
+        **_figures(table, sft_name, rl_names, "all"),
         "minutes": round(minutes, 2),
         "seeds": [
             {
                 "name": single["name"],
-                "pdms": policies[single["name"]]["all"]["pdms"]["mean"],
-                "gain": _gain(single["all"]["pdms"]),
+                headline: policies[single["name"]]["all"][headline]["mean"],
+                "gain": _gain(single["all"], headline),
                 "challenging": {
-                    "pdms": policies[single["name"]]["challenging"]["pdms"]["mean"],
-                    "gain": _gain(single["challenging"]["pdms"]),
+                    headline: policies[single["name"]]["challenging"][headline]["mean"],
+                    "gain": _gain(single["challenging"], headline),
                 },
             }
             for single in gains["seeds"]
         ],
-        "challenging": {
-            **_figures(policies, gains, sft_name, rl_names, "challenging"),
-            "scenes": table["challenging"],
-        },
+        "challenging": {**_figures(table, sft_name, rl_names, "challenging"), "scenes": table["challenging"]},
         "components": {
             name: {component: policy["all"][component]["mean"] for component in table["components"]}
             for name, policy in policies.items()
         },
         "baselines": {
-            name: {subset: policy[subset]["pdms"]["mean"] for subset in ("all", "challenging")}
+            name: {subset: policy[subset][headline]["mean"] for subset in ("all", "challenging")}
             for name, policy in policies.items()
             if name in BASELINES
         },
@@ -192,21 +193,44 @@ def summary(
         "clusters": table["clusters"],
         "scorer": table["scorer"],
     }
+    if table["secondary"]:
+        result["metrics"] = metrics = {}
+        for other in table["secondary"]:
+            metrics[other["scorer"] if other["headline"] in metrics else other["headline"]] = _metric(other)
     return dict(_finite(_rounded(result)))
 
 
-def _figures(policies: Mapping[str, Any], gains: Mapping[str, Any], sft: str, rl: Sequence[str], subset: str) -> Any:
+def _figures(table: Mapping[str, Any], sft: str, rl: Sequence[str], subset: str) -> dict[str, Any]:
+    policies, gains, headline = table["policies"], table["comparisons"][0][subset], table["headline"]
     return {
-        "sft": {"pdms": policies[sft][subset]["pdms"]["mean"]},
-        "rl": {"pdms": sum(policies[name][subset]["pdms"]["mean"] for name in rl) / len(rl)},
-        "gain": _gain(gains[subset]["pdms"]),
-        "win_rate": gains[subset]["pdms"]["win_rate"],
-        "tie_rate": gains[subset]["pdms"]["tie_rate"],
+        "sft": {headline: policies[sft][subset][headline]["mean"]},
+        "rl": {headline: sum(policies[name][subset][headline]["mean"] for name in rl) / len(rl)},
+        "gain": _gain(gains, headline),
+        "win_rate": gains[headline]["win_rate"],
+        "tie_rate": gains[headline]["tie_rate"],
     }
 
 
-def _gain(difference: Mapping[str, float]) -> dict[str, Any]:
-    return {"pdms": difference["mean"], "ci95": [difference["low"], difference["high"]]}
+def _metric(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A further score of the same plans: per policy, and the paired gain; EC beside it."""
+    headline = table["headline"]
+    result = {**_one_column(table, headline), "scorer": table["scorer"]}
+    return result | ({"ec": _one_column(table, "ec")} if "ec" in table["components"] else {})
+
+
+def _one_column(table: Mapping[str, Any], component: str) -> dict[str, Any]:
+    subsets, gains = ("all", "challenging"), table["comparisons"][0]
+    means = {
+        name: {subset: policy[subset][component]["mean"] for subset in subsets}
+        for name, policy in table["policies"].items()
+    }
+    gain = {**_gain(gains["all"], component), "challenging": _gain(gains["challenging"], component)}
+    return {**means, "gain": gain}
+
+
+def _gain(differences: Mapping[str, Any], component: str) -> dict[str, Any]:
+    difference = differences[component]
+    return {component: difference["mean"], "ci95": [difference["low"], difference["high"]]}
 
 
 def _rounded(value: Any) -> Any:
@@ -219,7 +243,9 @@ def _rounded(value: Any) -> Any:
 
 
 def print_table(evaluation: Evaluation, *, title: str = "Held-out scenes, points of 100") -> Table:
-    """Terminal table: every component by planner, PDMS on challenging scenes, share of plans scored.
+    """Terminal table: every component by planner, the headline on challenging scenes, share of plans scored.
+
+    Of further scorers the headline and EC follow.
 
     Returns:
         A rich table; ``rich.console.Console().print(print_table(evaluation))`` shows it.
@@ -227,20 +253,34 @@ def print_table(evaluation: Evaluation, *, title: str = "Held-out scenes, points
     from rich.markup import escape
     from rich.table import Table
 
-    components = shown_components(evaluation)
+    main, headline = [(evaluation, name) for name in shown_components(evaluation)], _label(evaluation.headline)
+    others = [
+        (other, name) for other in evaluation.secondary for name in (other.headline, "ec") if name in other.components
+    ]
     table = Table(title=escape(title), title_justify="left", header_style="bold")
     table.add_column("policy", no_wrap=True)
-    for component in components:
-        table.add_column(escape(LABELS.get(component, (component, ""))[0]), justify="right")
-    table.add_column("PDMS hard", justify="right")
-    table.add_column("scored", justify="right")
-    table.caption, table.caption_justify = "PDMS hard: challenging scenes, where constant velocity fails", "left"
+    for text in (*(_label(name) for _, name in main), f"{headline} hard", "scored", *(_label(n) for _, n in others)):
+        table.add_column(escape(text), justify="right")
     for name, result in evaluation.planners.items():
-        means = [evaluation.column(name, c) if c in evaluation.components else result.reward for c in components]
-        hard = evaluation.column(name)[evaluation.challenging]
-        cells = [_mean_text(values) for values in (*means, hard)]
-        table.add_row(escape(name), *cells, f"{result.valid.mean():.1%}")
+        cells = [_mean_text(part.column(name, component)) for part, component in main]
+        cells += [_mean_text(evaluation.column(name)[evaluation.challenging]), f"{result.valid.mean():.1%}"]
+        cells += [_mean_text(part.column(name, component)) for part, component in others]
+        table.add_row(escape(name), *cells)
+    table.caption, table.caption_justify = escape("\n".join(_caption(evaluation, headline))), "left"
     return table
+
+
+def _caption(evaluation: Evaluation, headline: str) -> list[str]:
+    lines = [f"{headline} hard: challenging scenes, where constant velocity fails"]
+    for part in (evaluation, *evaluation.secondary):
+        lines.append(f"{_label(part.headline)} by {part.scorer}")
+        if names := without_ec(part):
+            lines.append(f"without EC, so not to be compared with the others: {', '.join(names)}")
+    return lines
+
+
+def _label(component: str) -> str:
+    return LABELS.get(component, (component, ""))[0]
 
 
 def _mean_text(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from rewards.carriers import Scores
+from rewards.carriers import Failure, ScorerInfo, Scores
 from rlhf_drive.compare.baselines import baseline_planners
 from rlhf_drive.compare.evaluate import evaluate
 from rlhf_drive.errors import DataError, UnknownNameError
 from rlhf_drive.scenes import Scene, Trajectories
+
+FINAL_X = ScorerInfo("pdms", "final x")
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,18 @@ class FinalX:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def score(self, scenes: Sequence[Scene], trajectories: Trajectories) -> Scores:
+    def score(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Scores:
         self.calls.append(len(trajectories))
         x = trajectories.poses[:, -1, 0] / 100.0
         valid = x <= 1.0
         x = np.where(valid, x, np.nan)
         failures = {
-            int(n): f"plan of {scenes[trajectories.scene_index[n]].token} too long" for n in np.flatnonzero(~valid)
+            int(n): Failure("plan", "invalid_plan", f"plan of {scenes[trajectories.scene_index[n]].token} too long")
+            for n in np.flatnonzero(~valid)
         }
-        return Scores(("pdms", "half"), np.stack([x, x / 2], axis=1), 0.75 * x, valid, failures, scorer="final x")
+        return Scores(("pdms", "half"), np.stack([x, x / 2], axis=1), 0.75 * x, valid, FINAL_X, failures)
 
 
 def test_samples_are_averaged_per_scene(make_scene) -> None:
@@ -91,7 +96,7 @@ def test_scene_facts_are_carried_over(make_scene) -> None:
     assert (result.tokens, result.kinds, result.clusters) == (("x", "y"), ("cut_in", "straight"), ("c1", "y"))
     assert result.challenging.tolist() == [True, False]
     np.testing.assert_array_equal(result.human[1], scenes[1].reference.human_poses)
-    assert (result.components, result.scorer) == (("pdms", "half"), "final x")
+    assert (result.components, result.scorer) == (("pdms", "half"), "PDMS (final x, log replay)")
 
 
 def test_rows_that_are_not_scene_major_are_refused(make_scene) -> None:
