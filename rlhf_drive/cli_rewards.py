@@ -34,6 +34,9 @@ def list_rewards() -> None:
     typer.echo("Rewards (reward.gates, reward.terms):")
     for name in REWARDS:
         entry = REWARDS.get(name)
+        if entry.name != name and entry.name in REWARDS:
+            typer.echo(f"  {name:<18} = {entry.name}")
+            continue
         options = ", ".join(f"{o.name}: {o.kind.__name__}{' (required)' if o.required else ''}" for o in entry.options)
         typer.echo(f"  {name:<18} {_first_line(entry.function)}{f'  [{options}]' if options else ''}")
     for name, target in sorted(offered_rewards().items()):

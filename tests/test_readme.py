@@ -46,7 +46,7 @@ def test_the_reward_of_the_readme_gives_what_its_docstring_says() -> None:
     poses = np.zeros((3, 8, 3))
     for row, speed in enumerate((5.0, 15.0, 40.0)):
         poses[row, :, 0] = speed * 0.5 * np.arange(1, 9)
-    inputs = RewardInputs(scenes, Trajectories(poses, np.zeros(3, dtype=int)), pdms={})
+    inputs = RewardInputs(scenes, Trajectories(poses, np.zeros(3, dtype=int)), components={})
     # With a limit of 10 m/s: below it 1; at 15 m/s 2 - 1.5; beyond 20 m/s 0.
     calm = resolve_reward("my_rewards.py:calm").bind({"limit_mps": 10.0})
     np.testing.assert_allclose(calm(inputs), [1.0, 0.5, 0.0], atol=1e-12)
