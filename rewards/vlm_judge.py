@@ -41,6 +41,7 @@ RUBRIC = (
 )
 """The question that goes with every picture."""
 _CACHE_SIZE = 65536
+_MOST_TEXT = 20_000
 
 
 @opened_reward("vlm_judge", auxiliary=True)
@@ -209,7 +210,7 @@ def read_score(text: str) -> float:
         >>> read_score('The gap is small. {"score": 6.5}')
         6.5
     """
-    answer = text.rpartition("</think>")[2].partition("<think>")[0]
+    answer = text.rpartition("</think>")[2].partition("<think>")[0][-_MOST_TEXT:]
     decoder = json.JSONDecoder()
     scores: list[object] = []
     place = answer.find("{")
