@@ -2,7 +2,7 @@
 
 from rlhf_drive.compare.analysis import Bootstrap, Comparison, analyse
 from rlhf_drive.compare.baselines import BASELINES, BaselinePlanner, baseline_planners
-from rlhf_drive.compare.evaluate import Evaluation, Planner, PlannerResult, Scorer, evaluate
+from rlhf_drive.compare.evaluate import Evaluation, Planner, PlannerResult, evaluate
 from rlhf_drive.compare.report import print_table, summary, write_report
 from rlhf_drive.compare.statistics import (
     Difference,
@@ -12,6 +12,7 @@ from rlhf_drive.compare.statistics import (
     paired_difference,
     pooled_difference,
 )
+from rlhf_drive.compare.two_frame import TwoFramePlanner
 
 __all__ = [
     "BASELINES",
@@ -24,7 +25,7 @@ __all__ = [
     "Planner",
     "PlannerResult",
     "PooledDifference",
-    "Scorer",
+    "TwoFramePlanner",
     "analyse",
     "baseline_planners",
     "evaluate",

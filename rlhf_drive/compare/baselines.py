@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.plan_motion import human_plan, pdm_closed_plan
-from rlhf_drive.compare.two_frame import has_previous_frame
+from rewards.two_frame import has_previous_frame
 from rlhf_drive.errors import DataError, UnknownNameError, did_you_mean
 from rlhf_drive.scenes import NUM_POSES, POSE_DT_S, Scene, Trajectories
 from rlhf_drive.scenes.previous import human_previous

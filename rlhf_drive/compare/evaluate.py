@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from rewards.carriers import Scores
 from rewards.monitors import plan_monitors
 from rewards.plan_motion import human_plan
-from rlhf_drive.compare.two_frame import Scorer, TwoFramePlanner, plan_previous, score_frames
+from rewards.two_frame import FrameScorer, score_frames
+from rlhf_drive.compare.two_frame import TwoFramePlanner, plan_previous
 from rlhf_drive.errors import DataError, UnknownNameError, did_you_mean
 from rlhf_drive.scenes import NUM_POSES, Scene, Trajectories
 
-__all__ = ["Evaluation", "Planner", "PlannerResult", "Scorer", "TwoFramePlanner", "evaluate"]
+__all__ = ["Evaluation", "FrameScorer", "Planner", "PlannerResult", "TwoFramePlanner", "evaluate"]
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -121,9 +122,9 @@ class Evaluation:
 def evaluate(
     planners: Sequence[Planner],
     scenes: Sequence[Scene],
-    service: Scorer,
+    service: FrameScorer,
     *,
-    extra: Sequence[Scorer] = (),
+    extra: Sequence[FrameScorer] = (),
     two_frame: bool = False,
     on_progress: OnProgress | None = None,
     batch_size: int = 64,

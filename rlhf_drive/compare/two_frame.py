@@ -1,4 +1,4 @@
-"""Plans of two successive frames: who can make them, for which scenes, and how they are scored together."""
+"""Planners that also say what they would have planned in the previous frame, for extended comfort."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rewards.carriers import Scores
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import Scene, Trajectories
 
-__all__ = ["Scorer", "TwoFramePlanner", "has_previous_frame", "plan_previous", "score_frames"]
-
-_GAP_US = (50_000, 550_000)
-"""NAVSIM compares with a frame that lies less than 0.55 s back, and at least one step of its simulation."""
+__all__ = ["TwoFramePlanner", "plan_previous"]
 
 
 @runtime_checkable
@@ -25,23 +20,8 @@ class TwoFramePlanner(Protocol):
     def plan_previous(self, scenes: Sequence[Scene]) -> Trajectories | None:
         """Plans in the ego frame of that time, row by row those of ``plan(scenes)``; None where it has none.
 
-        What it returns for a scene whose previous frame is not known (:func:`has_previous_frame`) is not used.
+        What it returns for a scene without such a frame (:func:`rewards.two_frame.has_previous_frame`) is not used.
         """
-
-
-class Scorer(Protocol):
-    """The part of the reward service that an evaluation needs."""
-
-    def score(
-        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
-    ) -> Scores:
-        """Scores of all rows; `previous` holds the plans of the previous frame."""
-
-
-def has_previous_frame(scene: Scene) -> bool:
-    """Whether the ego's state in the previous frame is known and near enough in time for EC."""
-    reference = scene.reference
-    return len(reference.prev_ego_init) > 0 and _GAP_US[0] <= reference.t0_us - reference.prev_t0_us < _GAP_US[1]
 
 
 def plan_previous(name: str, planner: object, scenes: Sequence[Scene], plans: Trajectories) -> Trajectories | None:
@@ -63,40 +43,3 @@ def plan_previous(name: str, planner: object, scenes: Sequence[Scene], plans: Tr
             "be the same rows, scene-major."
         )
     return previous
-
-
-def score_frames(scorer: Scorer, scenes: Sequence[Scene], plans: Trajectories, previous: Trajectories | None) -> Scores:
-    """Scores of N plans, with the previous frame's where a scene has such a frame, as NAVSIM does.
-
-    Args:
-        scorer: Scores plans.
-        scenes: S scenes.
-        plans: N plans.
-        previous: Plans of the previous frame, row by row; None scores without.
-    """
-    if previous is None:
-        return scorer.score(scenes, plans, None)
-    known = np.array([has_previous_frame(scene) for scene in scenes], dtype=np.bool_)[plans.scene_index]
-    if known.all():
-        return scorer.score(scenes, plans, previous)
-    with_it, without = np.flatnonzero(known), np.flatnonzero(~known)
-    parts = [scorer.score(scenes, _rows(plans, with_it), _rows(previous, with_it))] if len(with_it) else []
-    parts.append(scorer.score(scenes, _rows(plans, without), None))
-    return _reordered(Scores.concatenate(parts), np.concatenate([with_it, without]))
-
-
-def _rows(plans: Trajectories, rows: NDArray[np.int64]) -> Trajectories:
-    return Trajectories(plans.poses[rows], plans.scene_index[rows], plans.dt_s)
-
-
-def _reordered(scores: Scores, order: NDArray[np.int64]) -> Scores:
-    """Row i of `scores` becomes row ``order[i]``."""
-    back = np.argsort(order)
-    return Scores(
-        scores.names,
-        scores.components[back],
-        scores.total[back],
-        scores.valid[back],
-        scores.scorer,
-        {int(order[row]): failure for row, failure in scores.failures.items()},
-    )

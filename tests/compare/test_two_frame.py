@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rewards.carriers import EPDMS_COMPONENTS, Failure, ScorerInfo, Scores
+from rewards.two_frame import has_previous_frame
 from rlhf_drive.compare.baselines import baseline_planners
 from rlhf_drive.compare.evaluate import evaluate
 from rlhf_drive.compare.report import print_table, summary
-from rlhf_drive.compare.two_frame import has_previous_frame, plan_previous, score_frames
+from rlhf_drive.compare.two_frame import plan_previous
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import Scene, Trajectories, to_ego_frame, to_world_frame
 
@@ -51,33 +52,6 @@ def rows(*final_x: float) -> Trajectories:
 
 def unknown(scene: Scene) -> Scene:
     return scene.with_reference(prev_ego_init=np.zeros(0))
-
-
-@pytest.mark.parametrize(
-    ("gap_us", "near"), [(0, False), (49_999, False), (50_000, True), (549_999, True), (550_000, False)]
-)
-def test_previous_frame_must_be_near_in_time(make_scene, gap_us: int, near: bool) -> None:
-    scene = make_scene().with_reference(prev_t0_us=2_000_000 - gap_us)
-    assert has_previous_frame(scene) is near
-    assert not has_previous_frame(unknown(scene))
-
-
-def test_previous_plans_go_only_where_there_is_a_previous_frame(make_scene) -> None:
-    scenes = [make_scene("a"), unknown(make_scene("b")), make_scene("c"), unknown(make_scene("d"))]
-    scorer = Epdms()
-    scores = score_frames(scorer, scenes, rows(10.0, 20.0, 30.0, 140.0), rows(10.0, 20.0, 0.0, 0.0))
-    np.testing.assert_array_equal(scores.component("ec"), [1.0, np.nan, 0.0, np.nan])
-    np.testing.assert_array_equal(scores.component("epdms"), [0.1, 0.2, 0.3, np.nan])
-    assert {row: failure.reason for row, failure in scores.failures.items()} == {3: "row at 140 m"}
-    assert scorer.calls == [(2, True), (2, False)]
-
-
-def test_all_known_or_none_known_is_one_call(make_scene) -> None:
-    scorer, scenes = Epdms(), [make_scene("a"), make_scene("b")]
-    score_frames(scorer, scenes, rows(1.0, 2.0), rows(1.0, 2.0))
-    score_frames(scorer, [unknown(scene) for scene in scenes], rows(1.0, 2.0), rows(1.0, 2.0))
-    score_frames(scorer, scenes, rows(1.0, 2.0), None)
-    assert scorer.calls == [(2, True), (2, False), (2, False)]
 
 
 def test_other_rows_of_the_previous_frame_are_refused(make_scene) -> None:
