@@ -144,7 +144,7 @@ def test_prepared_scene_weighs_what_its_arrays_do() -> None:
     arrays: dict[int, int] = {}
     for part in (*prepared.road, *prepared.road.polygons, *prepared.agents, prepared.ego_init, prepared.origin):
         if isinstance(part, np.ndarray):
-            root = part if part.base is None else part.base
+            root = part.base if isinstance(part.base, np.ndarray) else part
             arrays[id(root)] = root.nbytes
     assert sum(arrays.values()) <= memory_of(prepared) < sum(arrays.values()) + 20_000
     assert memory_of(prepared) < 2 * MB
