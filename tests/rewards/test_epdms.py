@@ -22,6 +22,7 @@ from oracles.tiny_scene import (
 )
 
 from rewards.epdms import EpdmsResult, combine_epdms, score_epdms
+from rewards.kernels.comfort_v2 import frame_differences
 from rewards.kernels.score import V2_RULES, score_states
 from rewards.prepare import prepare_road
 from rewards.prepare_epdms import PreparedEpdms, prepare_epdms, prepare_history
@@ -30,7 +31,6 @@ from rlhf_drive.scenes import AgentType, MapLayer, SceneReference, to_world_fram
 
 COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
 PLAN = straight_plan(10.0)[None]
-CROSSING: Polygon = (MapLayer.INTERSECTION, False, rectangle(20.0, 40.0, -2.0, 6.0))
 
 
 def reference(**options: Any) -> SceneReference:
@@ -221,6 +221,24 @@ def test_ttc_looks_ahead_in_steps_of_three() -> None:
     assert score_states(sooner.road, sooner.agents, states, rules=V2_RULES).first_ttc_step[0] == 31.0
 
 
+def test_driving_against_the_route_is_forgiven_in_intersections() -> None:
+    """Ten metres a second on a lane off the route are 0; with an intersection under all but 1.9 m of it, 1."""
+    wrong_way: Polygon = (MapLayer.LANE, False, ROUTE_LANE[2])
+    crossing: Polygon = (MapLayer.INTERSECTION, False, rectangle(1.461 + 0.5, 1.461 + 39.5, -2, 6))
+    for polygons, expected in (([wrong_way, ROAD], 0.0), ([wrong_way, ROAD, crossing], 1.0)):
+        assert score_epdms(prepared(polygons=polygons), PLAN, human_filter="off").ddc[0] == expected
+
+
+def test_only_red_lights_on_the_route_count() -> None:
+    made = reference(red=[rectangle(20.0, 30.0, -2.0, 2.0)])
+    assert score_epdms(prepare_epdms(made), PLAN, human_filter="off").tlc[0] == 0.0
+    elsewhere = replace(made, red_on_route=np.zeros(1, dtype=bool))
+    assert score_epdms(prepare_epdms(elsewhere), PLAN, human_filter="off").tlc[0] == 1.0
+    late = np.zeros((1, 51), dtype=bool)
+    late[0, 41:] = True
+    assert score_epdms(prepare_epdms(replace(made, red_active=late)), PLAN, human_filter="off").tlc[0] == 1.0
+
+
 def keeps_lane(*spans: tuple[float, float]) -> float:
     """LK of a drive at 10 m/s a metre beside the centreline, with intersections over these x of the box centre."""
     crossings: list[Polygon] = [
@@ -299,17 +317,19 @@ def test_history_comfort_needs_the_past_and_the_world_may_be_turned() -> None:
     assert score_epdms(prepared(), PLAN).history_comfort.all()
 
 
-def test_offset_of_the_frames_follows_their_times() -> None:
-    """A plan at 10 m/s from a standing start accelerates: only against itself at the right offset do frames agree."""
+@pytest.mark.parametrize(("gap_us", "steps"), [(500_021, 5), (449_000, 4), (549_999, 5), (60_000, 1)])
+def test_offset_of_the_frames_follows_their_times(gap_us: int, steps: int) -> None:
+    """Two plans that speed up: the differences are those at the offset, which one step more or less would change."""
     made = reference()
-    for gap_us, steps in ((500_021, 5), (449_000, 4), (540_000, 5), (60_000, 1)):
-        scene = prepare_epdms(replace(made, prev_t0_us=made.t0_us - gap_us))
-        plan = straight_plan(10.0)[None]
-        plan[0, 3:, 0] += np.arange(5) ** 2
-        result = score_epdms(scene, PLAN, plan)
-        now, then = result.states[0, : 41 - steps, 5], result.previous_states[0, steps:, 5]
-        rough = np.sqrt(np.mean((np.abs(now) - np.abs(then)) ** 2))
-        assert result.ec_rms[0, 0] == pytest.approx(rough, rel=0.05), gap_us
+    faster = straight_plan(10.0)[None]
+    faster[0, 3:, 0] += np.arange(5) ** 2
+    result = score_epdms(prepare_epdms(replace(made, prev_t0_us=made.t0_us - gap_us)), PLAN, faster)
+    at = {}
+    for offset in (steps, steps + 1):
+        at[offset] = np.empty((1, 4))
+        frame_differences(result.states, result.previous_states, offset, at[offset])
+    np.testing.assert_array_equal(result.ec_rms, at[steps])
+    assert np.abs(at[steps] - at[steps + 1]).max() > 1e-3
 
 
 def test_the_previous_plan_starts_from_the_previous_state() -> None:
