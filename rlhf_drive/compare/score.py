@@ -211,6 +211,12 @@ def _prepared(scene: Scene, reward: Reward) -> Scene:
     reference = scene.reference
     if len(reference.pdm_reference_v2 if extended else reference.pdm_reference_v1):
         return scene
+    if scene.kind == "navsim":  # a metric cache holds what its own version needs, and no more
+        has, wants = ("v1.1", "v2.2") if extended else ("v2.2", "v1.1")
+        raise DataError(
+            f"Scene {scene.token!r} comes from a metric cache of NAVSIM {has}, which does not hold what "
+            f"{reward.scorer.info.name.upper()} of {wants} needs. Import caches of {wants}, or take the other metric."
+        )
     try:
         planned = plan_pdm_closed(reference, version="v2" if extended else "v1").reference
     except DataError:

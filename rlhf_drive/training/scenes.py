@@ -20,6 +20,8 @@ from rlhf_drive.config import ScenesSection
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.generator import generate_scenes
+from rlhf_drive.scenes.importers.navsim import import_navsim
+from rlhf_drive.scenes.importers.navsim_files import navsim_cache_files
 from rlhf_drive.scenes.importers.recorded import Refused, import_recording, recording_paths
 from rlhf_drive.scenes.store import SceneStore, write_scenes
 from rlhf_drive.training.judge import Judged, judge, judge_imported
@@ -57,12 +59,6 @@ class _Job:
 def _produce(job: _Job) -> list[Judged | Refused]:
     """All judged scenes of a job, in order."""
     section = job.section
-    if section.source == "navsim":
-        imported = read_navsim(job.item, Path(section.logs) if section.logs else None)
-        return [
-            item if isinstance(item, Refused) else judge_imported(item, min_human_score=section.min_human_pdms)
-            for item in imported
-        ]
     raw: Iterable[Scene | Refused]
     if section.source == "generate":
         raw = generate_scenes(len(job.item), seed=section.seed, kinds=section.kinds, start=job.item.start)
@@ -97,6 +93,12 @@ def _jobs(section: ScenesSection) -> list[_Job]:
     return [_Job(section, path) for path in recording_paths(Path(str(section.path)))]
 
 
+def _imported(section: ScenesSection, workers: int) -> Iterator[list[Judged | Refused]]:
+    """Judged scenes of NAVSIM's caches, one at a time."""
+    for item in import_navsim(str(section.path), section.logs, workers=workers):
+        yield [item if isinstance(item, Refused) else judge_imported(item, min_human_score=section.min_human_pdms)]
+
+
 def _run_jobs(jobs: Sequence[_Job], workers: int) -> Iterator[list[Judged | Refused]]:
     """Results in the order of the jobs, whatever the number of workers."""
     if workers <= 1:
@@ -125,34 +127,39 @@ def build_scenes(
     """Write the store that a recipe's `scenes` section describes, and open it.
 
     Args:
-        section: Source `generate` or `recorded`.
+        section: Source `generate`, `recorded` or `navsim`.
         folder: Where the store goes; must not exist.
         workers: Processes; None takes one per core.
         on_progress: Called as ``on_progress(done, total, text)``.
 
     Raises:
-        DataError: No usable scene, or one of the splits is empty.
+        DataError: No usable scene, or one of the splits is empty; caches of NAVSIM may all be in one split, since they
+            may be there to be scored only.
     """
-    jobs = _jobs(section)
-    workers = min(len(jobs), workers or len(os.sched_getaffinity(0)))
+    workers = workers or len(os.sched_getaffinity(0))
+    if section.source == "navsim":
+        total, results = len(navsim_cache_files(str(section.path))), _imported(section, workers)
+    else:
+        jobs = _jobs(section)
+        total, results = len(jobs), _run_jobs(jobs, min(len(jobs), workers))
     tally = _Tally()
     splits: dict[str, str] = {}
     info: dict[str, object] = _origin(section)
-    write_scenes(folder, _kept(section, jobs, workers, tally, splits, info, on_progress), split_of=splits, info=info)
+    write_scenes(folder, _kept(section, results, total, tally, splits, info, on_progress), split_of=splits, info=info)
     return SceneStore.open(folder)
 
 
 def _kept(
     section: ScenesSection,
-    jobs: Sequence[_Job],
-    workers: int,
+    produced: Iterator[list[Judged | Refused]],
+    total: int,
     tally: _Tally,
     splits: dict[str, str],
     info: dict[str, object],
     on_progress: Progress | None,
 ) -> Iterator[Scene]:
     """Usable scenes as they are made; notes their split, and at the end what became of all of them."""
-    for done, results in enumerate(_run_jobs(jobs, workers), start=1):
+    for done, results in enumerate(produced, start=1):
         for item in results:
             if isinstance(item, Refused):
                 tally.refused[item.token] = item.reason
@@ -165,14 +172,15 @@ def _kept(
                 tally.scores.setdefault(item.metric, {}).setdefault(name, []).append(value)
             yield scene
         if on_progress:
-            on_progress(done, len(jobs), f"{sum(tally.splits.values())} scenes, {len(tally.refused)} refused")
+            on_progress(done, total, f"{sum(tally.splits.values())} scenes, {len(tally.refused)} refused")
     info["kinds"] = dict(tally.kinds)
     info["refused"] = tally.refused
     empty = [name for name in ("train", "heldout") if not tally.splits[name]]
-    if empty and (section.source != "navsim" or len(empty) == 2):  # caches may be there to be scored, not to learn from
+    if empty and (section.source != "navsim" or len(empty) == 2):
+        first = next((f" The first refusal: {token}: {why}" for token, why in tally.refused.items()), "")
         raise DataError(
             f"Split {empty[0]!r} would be empty ({sum(tally.splits.values())} usable scenes, {len(tally.refused)} "
-            "refused); use more scenes or another scenes.heldout_fraction or scenes.seed."
+            f"refused); use more scenes or another scenes.heldout_fraction or scenes.seed.{first}"
         )
     for metric, scores in tally.scores.items():
         info[metric] = {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
@@ -184,6 +192,10 @@ def _origin(section: ScenesSection) -> dict[str, object]:
     origin |= {"heldout_fraction": section.heldout_fraction, "min_human_pdms": section.min_human_pdms}
     if section.source == "generate":
         return origin | {"count": section.count, "wanted_kinds": list(section.kinds)}
+    if section.source == "navsim":
+        names = [token for token, _ in navsim_cache_files(str(section.path))]
+        digest = hashlib.blake2b("/".join(sorted(names)).encode(), digest_size=8).hexdigest()
+        return origin | {"caches": f"{len(names)} by the tokens of {digest}", "logs": section.logs is not None}
     names = [path.stem for path in recording_paths(Path(str(section.path)))]
     digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).hexdigest()
     return origin | {"starts": section.starts, "recordings": f"{len(names)} by the names of {digest}"}

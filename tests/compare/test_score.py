@@ -16,10 +16,12 @@ from rewards import PDMS_COMPONENTS as COMPONENTS
 from rewards.pdm_closed import attach_references
 from rlhf_drive.compare.candidates import read_candidates
 from rlhf_drive.compare.score import metric_reward, score_folder
+from rlhf_drive.config import ScenesSection
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.generator import generate_scenes
 from rlhf_drive.scenes.store import write_scenes
+from rlhf_drive.training.scenes import build_scenes
 
 COLUMNS = {"nc": "v1_nc", "dac": "v1_dac", "ttc": "v1_ttc", "c": "v1_c", "ddc": "v1_ddc"}
 """Discrete components, in the order of `v1_fragile_1e3`, and the golden array of each."""
@@ -271,3 +273,26 @@ def test_plans_that_do_not_fit_are_refused(store: tuple[Path, list[Scene]], tmp_
     with pytest.raises(DataError, match=r"No plan could be scored. The first reason: .*not finite"):
         score_folder(folder, out, candidates=save(scene=[token], poses=np.full((1, 8, 3), np.nan)))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("version", "metric"), [("v1_1", "pdms"), ("v2_2", "epdms")])
+def test_imported_metric_caches_give_the_same_numbers(
+    navsim_golden: Path, tmp_path: Path, version: str, metric: str
+) -> None:
+    section = ScenesSection(
+        source="navsim", path=str(navsim_golden / "metric_caches" / version), store=None, heldout_fraction=0.5
+    )
+    store = build_scenes(section, tmp_path / "store", workers=1)
+    assert len(store) == 4
+    folder = _copy(navsim_golden / "golden", sorted(store.tokens), tmp_path / "vectors")
+    out = tmp_path / "o.parquet"
+    assert score_folder(store.path, out, reward=metric_reward(metric), candidates=folder).invalid == 0
+    direct = tmp_path / "d.parquet"
+    score_folder(folder, direct, reward=metric_reward(metric))
+    ours, expected = (
+        pq.read_table(path).to_pandas().set_index(["scene", "candidate"]).sort_index() for path in (out, direct)
+    )
+    np.testing.assert_allclose(ours.to_numpy(), expected.to_numpy(), atol=1e-9)
+    other = {"pdms": "epdms", "epdms": "pdms"}[metric]
+    with pytest.raises(DataError, match="comes from a metric cache of NAVSIM"):
+        score_folder(store.path, out, reward=metric_reward(other), candidates=folder)

@@ -18,10 +18,12 @@ from rlhf_drive.config import ScenesSection
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.generator import generate_scenes
+from rlhf_drive.scenes.importers.navsim import import_navsim
 from rlhf_drive.scenes.importers.recorded import Refused
 from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training import judge as judging
 from rlhf_drive.training import scenes as module
-from rlhf_drive.training.judge import Judged, judge
+from rlhf_drive.training.judge import Judged, judge, judge_imported
 from rlhf_drive.training.scenes import build_scenes, open_scenes, split_of_cluster
 
 GENERATED = ScenesSection(source="generate", path=None, store=None, count=10, seed=3, heldout_fraction=0.3)
@@ -112,7 +114,7 @@ def test_a_scene_that_cannot_be_scored_is_refused_not_raised(raw: list[Scene], m
     def fail(scene: Scene) -> Scene:
         raise DataError("no lane below the ego")
 
-    monkeypatch.setattr(module, "attach_references", fail)
+    monkeypatch.setattr(judging, "attach_references", fail)
     assert judge(raw[0], min_human_pdms=0.0) == Refused(raw[0].token, "no lane below the ego")
 
 
@@ -191,7 +193,7 @@ def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_store_notes_what_became_of_the_scenes(tiny_store: SceneStore) -> None:
     info = tiny_store.info
     assert Counter(tiny_store.kinds) == info["kinds"]
-    human = [score_pdms(prepare_scene(s.reference), s.reference.human_poses[None]).scores[0] for s in tiny_store]
+    human = [score_pdms(prepare_scene(s.reference), s.reference.human_poses[None]).pdms[0] for s in tiny_store]
     assert info["pdms"]["human"] == round(float(np.mean(human)), 4)
     assert len(tiny_store) + len(info["refused"]) == info["count"] == 48
 
@@ -228,3 +230,39 @@ def test_clusters_are_not_divided_and_heldout_starts_do_not_overlap(recordings: 
     assert tokens[0] == tokens[1]
     assert len(moving.indices("train")) > 2 * len(recommended.indices("train"))
     assert {scene.token for scene in recommended.split("train")} < {scene.token for scene in moving.split("train")}
+
+
+def _cache_section(navsim_golden: Path, version: str, fraction: float = 0.5) -> ScenesSection:
+    return ScenesSection(
+        source="navsim", path=str(navsim_golden / "metric_caches" / version), store=None, heldout_fraction=fraction
+    )
+
+
+def test_metric_caches_become_a_store_with_their_own_reference(navsim_golden: Path, tmp_path: Path) -> None:
+    """A cache keeps the reference it brings; a split may be empty, since caches may be there to be scored."""
+    seen: list[tuple[int, int]] = []
+    for version, metric, lacks in (("v1_1", "pdms", "pdm_reference_v2"), ("v2_2", "epdms", "pdm_reference_v1")):
+        store = build_scenes(
+            _cache_section(navsim_golden, version, 1e-9), tmp_path / version, workers=1,
+            on_progress=lambda done, total, _: seen.append((done, total)),
+        )  # fmt: skip
+        assert (len(store.indices("train")), len(store.indices("heldout"))) == (4, 0)
+        assert all(len(getattr(scene.reference, lacks)) == 0 for scene in store)
+        assert store.info["source"] == "navsim"
+        assert 0.5 < store.info[metric]["pdm_closed"] < 1.0
+        assert store.info["refused"] == {}
+    assert seen == [(i, 4) for i in (1, 2, 3, 4)] * 2
+
+
+def test_what_the_human_scores_decides_about_a_cache(navsim_golden: Path) -> None:
+    items = list(import_navsim(navsim_golden / "metric_caches" / "v2_2"))
+    judged = [judge_imported(item, min_human_score=0.0) for item in items if isinstance(item, Scene)]
+    assert len(judged) == 4
+    for item in judged:
+        assert isinstance(item, Judged)
+        human = item.scores["human"]
+        again = judge_imported(item.scene, min_human_score=human + 1e-6)
+        assert isinstance(again, Refused)
+        assert f"the human scores {human:.2f} EPDMS" in again.reason
+        assert item.scene.challenging == (item.scores["constant_velocity"] < 0.8 <= human)
+    assert {item.scene.challenging for item in judged if isinstance(item, Judged)} == {True, False}
