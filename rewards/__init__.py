@@ -1,7 +1,12 @@
 """Reward scoring in NumPy and Numba: NAVSIM kernels, PDMS, composition and the reward service."""
 
+import rewards.remote
+import rewards.trl_functions
+import rewards.vlm_judge  # noqa: F401  (the three register their rewards)
 from rewards.carriers import EPDMS_COMPONENTS, PDMS_COMPONENTS, Failure, RewardInputs, ScorerInfo, Scores
 from rewards.compose import Reward, RewardConfig, RewardSpec, RewardTerm, build_reward
+from rewards.opened import opened_reward
+from rewards.partly_scored import PartlyScoredError
 from rewards.registry import REWARDS, resolve_reward, reward
 from rewards.service import LocalRewardService, RewardService, RewardStats, check_invalid
 
@@ -11,6 +16,7 @@ __all__ = [
     "REWARDS",
     "Failure",
     "LocalRewardService",
+    "PartlyScoredError",
     "Reward",
     "RewardConfig",
     "RewardInputs",
@@ -22,6 +28,7 @@ __all__ = [
     "Scores",
     "build_reward",
     "check_invalid",
+    "opened_reward",
     "resolve_reward",
     "reward",
 ]
