@@ -62,7 +62,7 @@ def test_a_plan_like_the_reference_scores_one() -> None:
 
 
 def test_weights() -> None:
-    """Powers of two tell the columns apart: product 1/2 of (5 ep + 5 ttc + 2 lk + 2 hc + 2 ec)."""
+    """A column of 0 among ones takes its own weight away, or everything."""
     ones = {name: np.ones(1) for name in COLUMNS}
     for name, with_ec, without in (
         ("ep", 11 / 16, 9 / 14), ("ttc", 11 / 16, 9 / 14), ("lk", 14 / 16, 12 / 14), ("hc", 14 / 16, 12 / 14),
@@ -392,7 +392,8 @@ def test_unknown_filter_settings_are_refused() -> None:
 
 
 def test_a_scene_without_a_human_plan_is_scored_without_the_filter() -> None:
-    scene = replace(prepared(), human=None)
+    scene = prepare_epdms(replace(reference(), human_poses=np.zeros((0, 3))))
+    assert scene.human is None
     assert score_epdms(scene, PLAN, human_filter="off").epdms[0] == pytest.approx(1.0, abs=1e-9)
     for setting in ("on", "pre_2025_09_29"):
         with pytest.raises(DataError, match=r'needs SceneReference.human_poses.*human_filter="off"'):
@@ -400,7 +401,8 @@ def test_a_scene_without_a_human_plan_is_scored_without_the_filter() -> None:
 
 
 def test_a_scene_without_a_previous_frame_is_scored_without_ec() -> None:
-    scene = replace(prepared(), previous=None)
+    scene = prepare_epdms(replace(reference(), prev_ego_init=np.zeros(0), prev_t0_us=0))
+    assert scene.previous is None
     assert score_epdms(scene, PLAN).epdms[0] == pytest.approx(1.0, abs=1e-9)
     with pytest.raises(DataError, match=r"lacks SceneReference\.prev_ego_init"):
         score_epdms(scene, PLAN, PLAN)
@@ -418,6 +420,11 @@ def test_frames_too_far_apart_have_no_ec(gap_us: int) -> None:
 def test_a_scene_without_a_progress_reference_is_refused() -> None:
     with pytest.raises(DataError, match=r"pdm_reference_v2 must be \[41, 3\].*attach_references"):
         prepare_epdms(make_reference())
+
+
+def test_a_scene_without_a_past_is_refused() -> None:
+    with pytest.raises(DataError, match=r"history comfort \(HC\).*past_states must be \[4, 11\]; got shape \[0, 11\]"):
+        prepare_epdms(replace(reference(), past_states=np.zeros((0, 11)), past_times_us=np.zeros(0, dtype=np.int64)))
 
 
 def test_past_times_must_rise() -> None:
