@@ -77,6 +77,15 @@ def test_the_leader_is_looked_up_at_every_second_step() -> None:
     np.testing.assert_allclose(out.lead[4, 2], [START + 1.2 + 28.0 - 1.461 - 2.588, 6.0, 0.0], atol=1e-12)
 
 
+def test_who_is_passed_between_two_steps_leads_for_one_more() -> None:
+    # All brake at 3 m/s^2 for a long box centred 8.3 m ahead, and run into it: s = n - 0.015 n (n - 1) is 7.92 m after
+    # 9 steps and 8.65 m after 10. At step 10 the centroid is still ahead, so step 11 keeps the leader of step 10 (at a
+    # distance of 0) although it has been passed by then; step 12 looks again and sees the path's end.
+    _, out = unroll(straight_road([agent(8.3, size=(4.0, 2.0), kind=AgentType.STATIC)], ego_speed=10.0))
+    np.testing.assert_allclose(out.idm[:5, 9:11, 0], np.tile([START + 7.92, START + 8.65], (5, 1)), atol=1e-12)
+    np.testing.assert_allclose(out.lead[:5, 10:13, 0], np.tile([START + 7.92, START + 7.92, 520.0], (5, 1)), atol=1e-12)
+
+
 def test_target_speeds_are_fractions_of_the_limit() -> None:
     # From 8 m/s with nobody ahead but the end of the path, step 2 depends on the target alone (lead 520 m, at rest).
     _, out = unroll(straight_road(ego_speed=8.0, speed_limit=10.0))

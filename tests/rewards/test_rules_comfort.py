@@ -121,10 +121,16 @@ def test_the_centre_shift_adds_both_terms_along_x(columns: dict[str, float], bro
 
 
 def test_total_jerk_is_that_of_the_rear_axle() -> None:
-    """alpha grows by 3.2 rad/s^3: the shifted ax has a jerk of 1.461 * 3.2 = 4.7 > 4.13, the unshifted one none."""
-    got = failed(states_of(alpha=3.2 * np.maximum(T - 1.0, 0.0)))
+    """alpha grows by 6.5 rad/s^3: the shifted ax has a jerk of 1.461 * 6.5 = 9.5 > 8.37, the rear axle has none."""
+    got = failed(states_of(alpha=6.5 * np.maximum(T - 1.0, 0.0)))
     assert "lon_jerk" in got
     assert "jerk" not in got
+
+
+def test_yaw_acceleration_of_the_past_and_plan_is_that_of_a_cubic() -> None:
+    """heading = c t^3 from t=0 on: 6 c t is 1.95 at the last step only; a parabola would keep 6 c 3.8 = 1.85 there."""
+    assert "yaw_acceleration" in failed(states_of(heading=1.95 / 24.0 * T**3))
+    assert "yaw_acceleration" not in failed(states_of(heading=1.91 / 24.0 * T**3))
 
 
 def test_accelerations_are_smoothed_over_eight_samples() -> None:
