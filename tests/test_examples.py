@@ -15,6 +15,7 @@ from rewards.pdms import score_pdms
 from rewards.prepare import prepare_scene
 from rlhf_drive.config import load_recipe
 from rlhf_drive.registry import load_function
+from rlhf_drive.scenes.generator import generate_scenes
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.build import build_policy
 from rlhf_drive.training.checkpoint import publish_policy
@@ -71,3 +72,27 @@ def test_inspect_rollouts_of_a_checkpoint(tiny_store: SceneStore, tmp_path: Path
     fresh, _ = main(None, index=1, **arguments)
     assert one.scene_tokens == (tiny_store.split("heldout")[1].token,)
     assert not torch.equal(one.trace.logp, fresh.trace.logp)
+
+
+def test_trl_reward(capsys: pytest.CaptureFixture[str]) -> None:
+    scores, values = main_of("trl_reward")(count=2)
+    assert scores.valid.all()
+    np.testing.assert_allclose(
+        scores.total, 0.8 * scores.component("pdms") + 0.2 * scores.components[:, -1], rtol=0, atol=1e-12
+    )
+    # Text has four digits after the point; the scores agree to about that.
+    np.testing.assert_allclose(values[:2], scores.component("pdms")[:2], atol=2e-3)
+    assert values[2] is None
+    assert f"{scores.total[1]:8.3f}" in capsys.readouterr().out
+
+
+def test_remote_reward(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = main_of("remote_reward")(count=2)
+    main_of("remote_reward")(count=2)  # the first server has stopped: nothing stands in the way of another
+    assert scores.valid.all()
+    scenes = generate_scenes(2, seed=0)
+    for i, scene in enumerate(scenes):
+        others = scene.observation.agents[:, -1, :2].astype(np.float64)
+        distance = np.linalg.norm(scene.reference.human_poses[:, None, :2] - others[None], axis=2).min()
+        assert scores.component("remote")[2 * i] == pytest.approx(min(1.0, distance / 10.0), abs=1e-4)
+    assert f"{scores.total[3]:8.3f}" in capsys.readouterr().out
