@@ -7,6 +7,7 @@ import inspect
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -141,6 +142,7 @@ class CallThread:
                 raise NoThreadError(f"no thread can be started: {error}") from error
             self.restarts += self._replaces or self._worker is not None
             self._worker, self._replaces = fresh, False
+            weakref.finalize(self, fresh.jobs.put, None)  # a service that nobody closes leaves no thread behind
         return self._worker
 
     def _wait(self, job: _Job, worker: _Worker, stop: threading.Event | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -219,3 +220,11 @@ def test_coroutines_own_errors_are_not_ours(work: Callable[[], Any], error: type
         calls.call(work, same)
     assert (calls.timeouts, calls.restarts) == (0, 0)
     calls.close()
+
+
+def test_thread_ends_with_its_owner() -> None:
+    calls = CallThread("mine")
+    thread = calls.call(threading.current_thread, same)
+    del calls
+    gc.collect()
+    assert ended(thread)
