@@ -201,7 +201,8 @@ def _offered(points: list[EntryPoint], where: str) -> RewardFunction:
             "package.module:function."
         )
     try:
-        return _entry_of(name, load_function(f"{points[0].module}:{points[0].attr}", where=where))
+        target = points[0].value.partition("[")[0].strip()  # without the names of extras
+        return _entry_of(name, load_function(target, where=where))
     except PluginError as error:
         raise PluginError(f"{where}: reward {name!r} of {_package(points[0])}: {error}") from error
 

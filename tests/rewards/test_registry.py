@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rewards import EPDMS_COMPONENTS, PDMS_COMPONENTS, REWARDS, RewardInputs, resolve_reward, reward
+from rewards import (
+    EPDMS_COMPONENTS,
+    PDMS_COMPONENTS,
+    REWARDS,
+    RewardInputs,
+    RewardSpec,
+    build_reward,
+    resolve_reward,
+    reward,
+)
 from rewards.builtin import ALIASES, COMPONENT_TEXTS
+from rewards.registry import describe_options, offered_rewards
 from rlhf_drive.errors import ConfigError, PluginError, UnknownNameError
 from rlhf_drive.scenes import Trajectories
 
@@ -230,3 +242,136 @@ def test_two_frame_epdms_has_no_value_without_ec() -> None:
     assert two.two_frame
     assert two.bind({})(inputs(epdms=0.75, ec=0.0)).tolist() == [0.75]
     assert np.isnan(two.bind({})(inputs(epdms=0.75, ec=float("nan")))).tolist() == [True]
+
+
+# Rewards that installed packages offer as entry points.
+
+PACKAGE = """
+import numpy as np
+from rewards import reward
+
+@reward("acme_decorated")
+def decorated(inputs, *, value: float = 1.0):
+    return np.full(1, value)
+
+def plain(inputs, *, value: float = 2.0):
+    return np.full(1, value)
+
+def positional(inputs, value):
+    return np.full(1, value)
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``install(package, source, name="module:function", …)``: an installed package that offers rewards."""
+
+    def installed(package: str, source: str, **rewards: str) -> None:
+        site = tmp_path / package
+        info = site / f"{package}-1.5.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{package}_code.py").write_text(source)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.5\n")
+        lines = [f"{name} = {target}" for name, target in rewards.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[rlhf_drive.rewards]", *lines, ""]))
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.delitem(sys.modules, f"{package}_code", raising=False)
+
+    return installed
+
+
+def test_entry_points_are_offered_without_importing_them(install: Callable[..., None]) -> None:
+    install("acme", "raise SystemExit('imported')", acme_smooth="acme_code:plain")
+    assert offered_rewards()["acme_smooth"] == "acme_code:plain"
+    assert "acme_smooth" not in REWARDS
+    assert "acme_code" not in sys.modules
+
+
+def test_reward_of_an_installed_package_is_found_by_name(install: Callable[..., None]) -> None:
+    install("acme", PACKAGE, acme_plain="acme_code:plain", acme_decorated="acme_code:decorated [extra]")
+    plain, decorated = resolve_reward("acme_plain"), resolve_reward("acme_decorated")
+    assert (plain.name, decorated.name) == ("acme_plain", "acme_decorated")
+    assert plain.bind({"value": 7})(inputs()).tolist() == [7.0]
+    assert decorated.bind({})(inputs()).tolist() == [1.0]
+    built = build_reward([RewardSpec("acme_plain", 1.0, {"value": 3.0}), RewardSpec("pdms")])
+    assert built.names[-1] == "acme_plain"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("acme_code:plian", "has no function 'plian'"),
+        ("acme_code:positional", "parameter 'value' must be keyword-only"),
+        ("acme_code", "names no function"),
+        ("acme code!", "names no function"),
+        ("acme_cod:plain", "there is no module 'acme_cod'"),
+        ("acme_code:np", "is a module, not a function"),
+    ],
+)
+def test_entry_point_that_fails_names_its_package(install: Callable[..., None], target: str, reason: str) -> None:
+    install("acme", PACKAGE, acme_smooth=target)
+    with pytest.raises(PluginError) as caught:
+        resolve_reward("acme_smooth", where="reward.terms[1].name")
+    assert str(caught.value).startswith("reward.terms[1].name: reward 'acme_smooth' of package acme 1.5: ")
+    assert reason in str(caught.value)
+
+
+def test_package_that_fails_while_it_loads_is_named(install: Callable[..., None]) -> None:
+    install("acme", "import no_such_thing", acme_smooth="acme_code:plain")
+    with pytest.raises(
+        PluginError, match=r"package acme 1\.5: .* failed while loading: ModuleNotFoundError.*no_such_th"
+    ):
+        resolve_reward("acme_smooth")
+
+
+def test_name_that_two_packages_offer_is_refused(install: Callable[..., None]) -> None:
+    install("acme", PACKAGE, smooth="acme_code:plain", same="shared_code:plain")
+    install("zeta", PACKAGE, smooth="zeta_code:plain", same="shared_code:plain")
+    match = r"'smooth' is offered by package acme 1\.5 \(acme_code:plain\) and package zeta 1\.5 \(zeta_code:plain\)"
+    with pytest.raises(PluginError, match=match):
+        resolve_reward("smooth")
+    with pytest.raises(PluginError, match="there is no module 'shared_code'"):  # one target: no conflict
+        resolve_reward("same")
+
+
+def test_package_cannot_replace_a_reward_that_is_there(install: Callable[..., None]) -> None:
+    install("acme", PACKAGE, pdms="acme_code:plain")
+    assert resolve_reward("pdms") is REWARDS.get("pdms")
+
+
+def test_offered_names_are_among_the_suggestions(install: Callable[..., None]) -> None:
+    install("acme", PACKAGE, acme_plain="acme_code:plain")
+    with pytest.raises(UnknownNameError, match=r"Unknown reward 'acme_plan' in reward\. Did you mean 'acme_plain'\?"):
+        resolve_reward("acme_plan")
+
+
+def test_async_function_is_a_reward() -> None:
+    @reward("later")
+    async def later(inputs: RewardInputs, *, value: float = 1.0) -> Array:
+        return np.full(1, value)
+
+    assert asyncio.run(resolve_reward("later").bind({"value": 3})(inputs())).tolist() == [3.0]
+
+
+def test_function_without_a_readable_signature_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"Scorer 'iter' has no signature that can be read"):
+        describe_options("Scorer 'iter'", iter, skip=0)
+    with pytest.raises(PluginError, match=r"Reward 'iter' has no signature that can be read"):
+        reward("iter")(iter)
+
+
+def test_words_of_yaml_arrive_as_text() -> None:
+    @reward("modal")
+    def modal(inputs: RewardInputs, *, mode: str = "on", flag: bool = False) -> Array:
+        return np.array([{"on": 1.0, "off": 0.0}[mode] + 10.0 * flag])
+
+    bind = resolve_reward("modal").bind
+    assert [bind({"mode": value})(inputs()).tolist() for value in (True, False, "off")] == [[1.0], [0.0], [0.0]]
+    assert bind({"flag": True})(inputs()).tolist() == [11.0]
+
+
+def test_what_the_decorator_says_is_kept() -> None:
+    reward("asking", needs=["lk", "ec"], two_frame=True, auxiliary=True)(scaled)
+    entry = resolve_reward("asking")
+    assert (entry.needs, entry.two_frame, entry.auxiliary) == (("lk", "ec"), True, True)
+    assert resolve_reward("pdms").auxiliary is False
