@@ -186,6 +186,13 @@ def _encode(args: tuple[Any, ...]) -> bytes:
     return args[0].encode("latin1")
 
 
+def _empty(args: tuple[Any, ...]) -> bytes:
+    """No bytes at all, which protocol 2 writes as a call."""
+    if args:
+        raise ValueError("__builtin__.bytes is called with arguments")
+    return b""
+
+
 def _posix_path(args: tuple[Any, ...]) -> str:
     if not all(isinstance(part, str) for part in args):
         raise ValueError("a path has parts that are no text")
@@ -207,6 +214,7 @@ NUMPY_NAMES: dict[tuple[str, str], Admitted] = _named(
         ("numpy", "ndarray"): None,
         ("numpy", "dtype"): _dtype,
         ("_codecs", "encode"): _encode,
+        ("__builtin__", "bytes"): _empty,
     }
     | {
         (f"numpy.{core}.{module}", name): build
