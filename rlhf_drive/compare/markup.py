@@ -59,14 +59,15 @@ main{max-width:1140px;margin:0 auto;padding:40px 28px 80px}
 h1{font-size:28px;line-height:1.2;margin:0 0 6px}
 h2{font-size:19px;margin:46px 0 6px;padding-top:14px;border-top:1px solid var(--line)}
 h3{font-size:15px;margin:24px 0 6px}p{margin:6px 0 12px;max-width:80ch}.soft{color:var(--soft)}
-.cards{display:flex;flex-wrap:wrap;gap:14px;margin:24px 0 8px}
-.card{flex:1 1 240px;border:1px solid var(--line);border-radius:10px;padding:16px 18px;background:var(--tint)}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:14px;margin:24px 0 8px}
+.card{border:1px solid var(--line);border-radius:10px;padding:16px 18px;background:var(--tint)}
 .card b{display:block;font-size:30px;line-height:1.15;font-variant-numeric:tabular-nums}.card .soft{font-size:13px}
 .gain{color:var(--gain)}.loss{color:var(--loss)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:8px 0 14px}
 th,td{padding:7px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{white-space:normal;vertical-align:bottom;font-size:12.5px;color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
-td.text{text-align:left;white-space:normal}
+td.text,th.text{text-align:left;white-space:normal}
+table.dense td,table.dense th{padding:7px 5px}table.dense td small{font-size:10px}
 tbody tr:hover{background:var(--tint)}td small{color:var(--soft);font-size:11.5px}.best{font-weight:700}
 i.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:8px}
 .split{display:inline-flex;width:90px;height:11px;border-radius:3px;overflow:hidden;vertical-align:middle;background:var(--line)}
@@ -121,9 +122,11 @@ def label(component: str) -> str:
     return escape(LABELS.get(component, (component, ""))[0])
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table that scrolls by itself where the page is narrow; kind `dense` fits more columns."""
     lines = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{"".join(head)}</tr></thead><tbody>{lines}</tbody></table></div>'
+    opened = f'<table class="{kind}">' if kind else "<table>"
+    return f'<div class="scroll">{opened}<thead><tr>{"".join(head)}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def td(text: str, kind: str = "") -> str:

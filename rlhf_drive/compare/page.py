@@ -76,9 +76,17 @@ def render_page(
 
 
 def _header(table: Table, title: str) -> str:
-    cards = [_card(table, comparison, subset) for comparison in table["comparisons"] for subset in _SUBSETS]
+    cards = [
+        _card(table, comparison, subset, table["headline"])
+        for comparison in table["comparisons"]
+        for subset in _SUBSETS
+    ]
     cards += [
-        _card(other, comparison, "all") for other in table["secondary"] for comparison in other["comparisons"][:1]
+        _card(other, comparison, "all", component)
+        for other in table["secondary"]
+        for comparison in other["comparisons"][:1]
+        for component in (other["headline"], "ec")
+        if component in other["components"]
     ]
     scorers = " and ".join(part["scorer"] for part in (table, *table["secondary"]))
     return (
@@ -88,16 +96,16 @@ def _header(table: Table, title: str) -> str:
     )
 
 
-def _card(table: Table, comparison: Table, subset: str) -> str:
-    """The headline's difference in one comparison; empty where no scene tells it."""
-    gain = comparison[subset][table["headline"]]
+def _card(table: Table, comparison: Table, subset: str, component: str) -> str:
+    """A component's difference in one comparison; empty where no scene tells it."""
+    gain = comparison[subset][component]
     if gain["n"] == 0:
         return ""
     seeds = f", mean of {len(comparison['policies'])} seeds" if len(comparison["policies"]) > 1 else ""
     return (
         f'<div class="card"><span class="soft">{escape(comparison["name"])} minus '
         f"{escape(comparison['reference'])}, {_SUBSETS[subset]}</span><b>{signed(gain)}</b>"
-        f'<span class="soft">{label(table["headline"])} points {bounds(gain, "+.1f")} '
+        f'<span class="soft">{label(component)} points {bounds(gain, "+.1f")} '
         f"({table['bootstrap']['confidence']:.0%}{seeds})</span></div>"
     )
 

@@ -33,7 +33,7 @@ def warning_section(table: Table) -> str:
     ]
     left = len(alerts) - len(rows)
     more = f'<p class="soft">{left} more are in alerts.jsonl.</p>' if left else ""
-    head = ["<th>Phase</th>", "<th>Step</th>", "<th>Sign</th>", "<th>What was seen</th>"]
+    head = ["<th>Phase</th>", "<th>Step</th>", '<th class="text">Sign</th>', '<th class="text">What was seen</th>']
     return (
         "<h2>Warnings</h2><p>Signs, noticed during training, that the policy may be gaming its reward. Judge the gains "
         f"below by them.</p>{grid(head, rows)}{more}"

@@ -107,7 +107,7 @@ def comparison_section(table: Table, title: str) -> str:
 def _difference_table(table: Table, comparison: Table) -> str:
     rows = []
     for subset in ("all", "challenging") if table["challenging"] else ("all",):
-        cells = [td(f"{subset} scenes")]
+        cells = [td(subset)]
         for component in table["components"]:
             difference = comparison[subset][component]
             cells.append(td(f"{signed(difference)}<br><small>{bounds(difference, '+.1f')}</small>"))
@@ -119,7 +119,7 @@ def _difference_table(table: Table, comparison: Table) -> str:
         "<th>Better / worse</th>",
         "<th>Scenes</th>",
     ]
-    return grid(head, rows)
+    return grid(head, rows, "dense" if len(head) > 10 else "")
 
 
 def situation_section(table: Table) -> str:

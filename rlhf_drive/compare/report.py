@@ -257,10 +257,11 @@ def print_table(evaluation: Evaluation, *, title: str = "Held-out scenes, points
     others = [
         (other, name) for other in evaluation.secondary for name in (other.headline, "ec") if name in other.components
     ]
-    table = Table(title=escape(title), title_justify="left", header_style="bold")
-    table.add_column("policy", no_wrap=True)
+    # Numbers are never cut; where the terminal is narrow, names wrap.
+    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("policy", overflow="fold", min_width=8)
     for text in (*(_label(name) for _, name in main), f"{headline} hard", "scored", *(_label(n) for _, n in others)):
-        table.add_column(escape(text), justify="right")
+        table.add_column(escape(text), justify="right", min_width=6 if text == "scored" else 5)
     for name, result in evaluation.planners.items():
         cells = [_mean_text(part.column(name, component)) for part, component in main]
         cells += [_mean_text(evaluation.column(name)[evaluation.challenging]), f"{result.valid.mean():.1%}"]

@@ -126,3 +126,83 @@ def test_unknown_names_are_answered_with_near_ones(make_scene) -> None:
         result.result("gsp0")
     with pytest.raises(UnknownNameError, match="Did you mean 'pdms'"):
         result.column("gspo", "pdm")
+
+
+class Counted(Straight):
+    """Counts how often it plans."""
+
+    def __init__(self, name: str, speeds: Sequence[float]) -> None:
+        super().__init__(name, speeds)
+        object.__setattr__(self, "calls", [])
+
+    def plan(self, scenes: Sequence[Scene]) -> Trajectories:
+        self.calls.append(len(scenes))
+        return super().plan(scenes)
+
+
+class Shortness(FinalX):
+    """EPDMS = 1 - final x / 100, for any plan."""
+
+    def score(
+        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+    ) -> Scores:
+        value = 1.0 - trajectories.poses[:, -1, 0] / 100.0
+        valid = np.ones(len(value), dtype=bool)
+        return Scores(("epdms",), value[:, None], value, valid, ScorerInfo("epdms", "short", "off"))
+
+
+def test_plans_are_made_once_and_scored_by_each(make_scene) -> None:
+    planner = Counted("a", [5.0, 30.0])
+    scenes = [make_scene(name) for name in "uvwxy"]
+    result = evaluate([planner], scenes, FinalX(), extra=[Shortness()], batch_size=2)
+    (other,) = result.secondary
+    assert planner.calls == [2, 2, 1]
+    assert (result.headline, other.headline, other.secondary) == ("pdms", "epdms", ())
+    assert other.scorer == "EPDMS (short, human filter off, log replay)"
+    # 5 m/s ends at 20 m, 30 m/s at 120 m, which the first scorer does not take.
+    np.testing.assert_allclose(result.column("a"), 5 * [0.2])
+    np.testing.assert_allclose(other.column("a"), 5 * [(0.8 - 0.2) / 2])
+    assert (result.result("a").valid.mean(), other.result("a").valid.mean()) == (0.5, 1.0)
+    assert (result.tokens, other.tokens) == (("u", "v", "w", "x", "y"),) * 2
+
+
+def test_failures_are_counted_by_kind_over_all_batches(make_scene) -> None:
+    scenes = [make_scene(name) for name in "uvwxy"]
+    result = evaluate([Straight("a", [5.0, 30.0, 40.0])], scenes, FinalX(), batch_size=2).result("a")
+    assert result.failure_kinds == {"invalid_plan": 10}
+    assert len(result.failures) == 5
+
+
+def test_monitors_see_every_sample_whether_it_could_be_scored_or_not(make_scene) -> None:
+    scenes = [make_scene("x", speed=5.0), make_scene("y", speed=0.0)]
+    still = evaluate([Straight("a", [0.0, 5.0, 30.0, 40.0])], scenes, FinalX(), batch_size=1).result("a").monitors
+    # Only the human of x moves; one of four plans there stands.
+    assert still["monitor/standstill"] == 0.25
+    assert still["monitor/final_reversal"] == 0.0
+    human = evaluate(baseline_planners(["human"]), scenes, FinalX()).result("human").monitors
+    assert human["monitor/longitudinal_jerk_ratio"] == 1.0
+
+
+def test_scenes_without_a_human_have_no_human_plan(make_scene) -> None:
+    scenes = [make_scene("x").with_reference(human_poses=np.zeros((0, 3))), make_scene("y", speed=2.0)]
+    result = evaluate([Straight("a", [1.0])], scenes, FinalX())
+    assert np.isnan(result.human[0]).all()
+    np.testing.assert_array_equal(result.human[1], scenes[1].reference.human_poses)
+    with pytest.raises(DataError, match="Scene 'x' holds no human drive"):
+        evaluate(baseline_planners(["human"]), scenes, FinalX())
+
+
+def test_headline_is_the_aggregate_else_the_total(make_scene) -> None:
+    class Own(FinalX):
+        def score(
+            self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+        ) -> Scores:
+            scores = super().score(scenes, trajectories)
+            return Scores(("mine",), scores.components[:, :1], scores.total, scores.valid, scores.scorer)
+
+    result = evaluate([Straight("a", [5.0])], [make_scene("x")], Own())
+    assert result.headline == "reward"
+    np.testing.assert_allclose(result.column("a"), [0.15])
+    np.testing.assert_allclose(result.plan_column("a"), [0.15])
+    both = evaluate([Straight("a", [5.0, 10.0])], [make_scene("x")], FinalX())
+    np.testing.assert_allclose(both.plan_column("a"), [0.2])

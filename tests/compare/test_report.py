@@ -4,13 +4,14 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rlhf_drive.compare.analysis import Bootstrap, Comparison, analyse, plan_statistics, shown_components
+from rlhf_drive.compare.analysis import Bootstrap, Comparison, analyse, plan_statistics, shown_components, without_ec
 from rlhf_drive.compare.evaluate import Evaluation, PlannerResult
 from rlhf_drive.compare.report import differing_scenes, print_table, summary, write_report
 from rlhf_drive.errors import DataError, UnknownNameError
@@ -63,6 +64,27 @@ def with_planner(evaluation: Evaluation, name: str, result: PlannerResult) -> Ev
 
 
 RL = Comparison("rl", ("rl/0", "rl/1"), "sft")
+V2 = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
+
+
+def v2_result(epdms: list[float], ec: list[float]) -> PlannerResult:
+    """EPDMS and EC as given, other components 1."""
+    scores = np.ones((len(epdms), len(V2)))
+    scores[:, -1], scores[:, -2] = epdms, ec
+    return PlannerResult(scores, np.array(epdms), np.ones(len(epdms)), np.zeros((len(epdms), 8, 3)), scores, 1)
+
+
+@pytest.fixture
+def both(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with EPDMS beside PDMS; the human has no plan of the previous frame."""
+    planners = {
+        "sft": v2_result([0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 0.0]),
+        "rl/0": v2_result([0.6, 0.5, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]),
+        "rl/1": v2_result([0.4, 0.5, 0.3, 0.4], [0.0, 1.0, 0.0, 0.0]),
+        "human": v2_result([0.9, 0.9, 0.9, 0.9], [np.nan] * 4),
+    }
+    other = replace(evaluation, components=V2, planners=planners, scorer="epdms (test)")
+    return replace(evaluation, secondary=(other,))
 
 
 def test_summary_in_points_of_100(evaluation: Evaluation) -> None:
@@ -289,3 +311,157 @@ def test_the_terminal_table_shows_points(evaluation: Evaluation) -> None:
     assert re.findall(r"[\d.]+%?", line)[1:] == [
         "70.0", "70.0", "35.0", "23.3", "17.5", "14.0", "11.7", "90.0", "100.0%",
     ]  # fmt: skip
+
+
+def test_summary_has_a_block_for_a_further_scorer_and_is_else_the_same(
+    evaluation: Evaluation, both: Evaluation
+) -> None:
+    options = {"minutes": 1.0, "bootstrap_samples": 300}
+    alone = summary(evaluation, "sft", ["rl/0", "rl/1"], **options)
+    result = summary(both, "sft", ["rl/0", "rl/1"], **options)
+    metrics = result.pop("metrics")
+    assert result == alone
+    assert list(metrics) == ["epdms"]
+    block = metrics["epdms"]
+    assert block["sft"] == {"all": 50.0, "challenging": 50.0}
+    assert block["rl/0"] == {"all": 45.0, "challenging": 35.0}
+    # Seeds averaged per scene: 50, 50, 30, 40 against 50 throughout.
+    assert block["gain"]["epdms"] == -7.5
+    assert block["gain"]["challenging"]["epdms"] == -15.0
+    low, high = block["gain"]["ci95"]
+    assert -20.0 <= low < -7.5 < high <= 0.0
+    assert block["ec"]["sft"] == {"all": 75.0, "challenging": 50.0}
+    assert block["ec"]["human"] == {"all": None, "challenging": None}
+    # EC of the seeds, averaged per scene: 0, 50, 50, 0 against 100, 100, 100, 0.
+    assert block["ec"]["gain"]["ec"] == -50.0
+    assert block["scorer"] == "epdms (test)"
+
+
+def test_summary_keys_of_a_pdms_run(evaluation: Evaluation) -> None:
+    result = summary(evaluation, "sft", ["rl/0"], 1.0, bootstrap_samples=50)
+    assert list(result) == [
+        "sft", "rl", "gain", "win_rate", "tie_rate", "minutes", "seeds", "challenging", "components", "baselines",
+        "valid", "scenes", "clusters", "scorer",
+    ]  # fmt: skip
+    assert list(result["challenging"]) == ["sft", "rl", "gain", "win_rate", "tie_rate", "scenes"]
+    assert result["seeds"][0].keys() == {"name", "pdms", "gain", "challenging"}
+
+
+def test_columns_of_epdms_and_who_lacks_ec(both: Evaluation) -> None:
+    (other,) = both.secondary
+    assert shown_components(other) == ["epdms", "nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec"]
+    assert without_ec(other) == ["human"]
+    assert without_ec(both) == []
+    nobody = replace(other, planners={"human": other.planners["human"]})
+    assert without_ec(nobody) == []
+
+
+def test_analysis_of_a_further_scorer_stands_beside_the_first(both: Evaluation) -> None:
+    table = analyse(both, [RL], HOW)
+    (other,) = table["secondary"]
+    assert (table["headline"], other["headline"]) == ("pdms", "epdms")
+    assert other["comparisons"][0]["all"]["epdms"]["mean"] == pytest.approx(-7.5)
+    assert other["comparisons"][0]["kinds"]["<b>bend"]["mean"] == pytest.approx(-15.0)
+    assert other["per_scene"]["epdms"]["sft"] == [50.0] * 4
+    assert other["policies"]["sft"]["kinds"] == {"cut_in": 50.0, "<b>bend": 50.0}
+
+
+def test_page_shows_both_scorers_and_says_whose_numbers_they_are(
+    both: Evaluation, scenes: list[Scene], tmp_path: Path
+) -> None:
+    html = write_report(both, tmp_path, scenes=scenes, comparisons=[RL], pictures=1, bootstrap=HOW).read_text("utf-8")
+    page = Page(html)
+    text = " ".join("".join(page.text).split())
+    assert page.open == []
+    assert "EPDMS points [" in text
+    assert "EC points [" in text
+    assert "scored by pdms (test) and epdms (test)" in text
+    # Tables of both subsets and of differences; the situations and the pictures are the first scorer's alone.
+    assert (text.count("Scored by pdms (test)."), text.count("Scored by epdms (test).")) == (5, 3)
+    assert text.count("human: no plan of the previous frame, so EPDMS leaves EC out") == 3
+    for label in ("TLC", "LK", "HC", "EC", "EPDMS"):
+        assert f">{label}</th>" in html
+
+
+def test_run_by_epdms_alone_speaks_of_epdms(both: Evaluation, scenes: list[Scene], tmp_path: Path) -> None:
+    (other,) = both.secondary
+    html = write_report(other, tmp_path, scenes=scenes, comparisons=[RL], bootstrap=HOW).read_text("utf-8")
+    # PDMS stays where it is explained: in the definition of challenging scenes and of DDC.
+    assert len(re.findall(r"(?<!E)PDMS", re.sub("PDMS points and the human|in PDMS, a factor", "", html))) == 0
+    assert differing_scenes(other, "rl/0", "sft", 4) == [0, 2, 3]
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["headline"] == "epdms"
+
+
+def test_terminal_table_ends_with_the_further_scores(both: Evaluation) -> None:
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(print_table(both))
+    text = console.export_text()
+    line = next(line for line in text.splitlines() if "rl/0" in line)
+    # Up to the share scored as without a further scorer; then EPDMS and EC. Nothing is cut at 80 columns.
+    assert re.findall(r"[\d.]+%?", line)[1:] == [
+        "70.0", "70.0", "35.0", "23.3", "17.5", "14.0", "11.7", "90.0", "100.0%", "45.0", "25.0",
+    ]  # fmt: skip
+    assert "EPDMS by epdms (test)" in text
+    assert "…" not in text
+
+
+def alert(step: int, message: str = "12 % <of> plans") -> str:
+    return json.dumps({"phase": "rl-seed0", "step": step, "name": "reversal", "message": message}) + "\n"
+
+
+def test_alerts_of_training_are_on_the_page(evaluation: Evaluation, scenes: list[Scene], tmp_path: Path) -> None:
+    (tmp_path / "alerts.jsonl").write_text("".join(alert(step) for step in range(1, 43)), encoding="utf-8")
+    html = write_report(evaluation, tmp_path, scenes=scenes, comparisons=[RL], bootstrap=HOW).read_text("utf-8")
+    assert html.count("12 % &lt;of&gt; plans") == 40
+    assert "2 more are in alerts.jsonl" in html
+    assert Page(html).open == []
+    table = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert [entry["step"] for entry in table["alerts"]] == list(range(1, 43))
+
+
+def test_page_tells_no_alert_from_not_watched(evaluation: Evaluation, scenes: list[Scene], tmp_path: Path) -> None:
+    options = {"scenes": scenes, "comparisons": [RL], "bootstrap": HOW}
+    assert "Warnings" not in write_report(evaluation, tmp_path, **options).read_text("utf-8")
+    (tmp_path / "alerts.jsonl").touch()
+    assert "there were none" in write_report(evaluation, tmp_path, **options).read_text("utf-8")
+
+
+def test_monitors_stand_in_red_beyond_the_limits(evaluation: Evaluation, scenes: list[Scene], tmp_path: Path) -> None:
+    monitors = {
+        "monitor/final_reversal": 0.123,
+        "monitor/standstill": 0.02,
+        "monitor/curvature_ratio": 2.31,
+        "monitor/lateral_jerk_ratio": 0.31,
+        "monitor/longitudinal_jerk_ratio": 1.7,
+    }
+    seen = with_planner(evaluation, "watched", replace(evaluation.result("sft"), monitors=monitors))
+    html = write_report(seen, tmp_path, scenes=scenes, comparisons=[], bootstrap=HOW).read_text("utf-8")
+    for red in ("12.3 %", "2.31", "0.31"):
+        assert f'<td class="loss">{red}</td>' in html
+    for plain in ("2.0 %", "1.70", "–"):
+        assert f"<td>{plain}</td>" in html
+    table = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert table["policies"]["watched"]["monitors"] == monitors
+
+
+def test_failures_are_counted_by_kind_on_the_page(evaluation: Evaluation, scenes: list[Scene], tmp_path: Path) -> None:
+    broken = replace(
+        evaluation.result("sft"), failures={"s1": "too slow"}, failure_kinds={"timeout": 7, "not_finite": 2}
+    )
+    failed = with_planner(evaluation, "broken", broken)
+    html = write_report(failed, tmp_path, scenes=scenes, comparisons=[], bootstrap=HOW).read_text("utf-8")
+    assert "<th>not finite</th><th>timeout</th>" in html
+    assert "<td>broken</td><td>2</td><td>7</td>" in html
+    assert "broken, s1: too slow" in html
+    clean = write_report(evaluation, tmp_path, scenes=scenes, comparisons=[], bootstrap=HOW).read_text("utf-8")
+    assert "Plans that could not be scored" not in clean
+
+
+def test_distances_leave_out_scenes_without_a_human() -> None:
+    plans = np.zeros((2, 8, 3))
+    plans[:, :, 0] = np.arange(1, 9)
+    human = np.stack([np.full((8, 3), np.nan), np.zeros((8, 3))])
+    result = plan_statistics(plans, human)
+    assert (result["ade_m"], result["fde_m"], result["mean_speed_mps"]) == (4.5, 8.0, 2.0)
