@@ -177,8 +177,11 @@ class _Run:
         ]
         planners += baseline_planners(section.baselines)
         reward = self.recipe.reward
-        own = reward.scorer == section.metrics[0]  # then the recipe's own terms are reported as well
-        configs = [reward_config(reward) if own else metric_config(section.metrics[0])]
+        trained = reward_config(reward)
+        # The recipe's own terms are reported too, unless another scorer is asked for first, or they need the frame
+        # before, which not every planner has; the metric takes EC in wherever it can.
+        own = reward.scorer == section.metrics[0] and not trained.build().two_frame
+        configs = [trained if own else metric_config(section.metrics[0], reward)]
         configs += [metric_config(metric, reward) for metric in section.metrics[1:]]
         with ExitStack() as stack:
             services = [
@@ -209,12 +212,12 @@ class _Run:
             )
             result["sft_training"] = self.folder.done("sft")
             (path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
-            gain = result["gain"]
+            gain, head = result["gain"], evaluation.headline
             low, high = gain["ci95"]
             interval = "no interval: too few clusters" if low is None else f"95 % interval [{low:+.2f}, {high:+.2f}]"
             better, equal = result["win_rate"], result["tie_rate"]
             shares = f"better on {better:.0%} of the scenes, equal on {equal:.0%}, worse on {1 - better - equal:.0%}"
-            print_info(f"RL gain over SFT: {gain['pdms']:+.2f} PDMS points, {interval}; {shares}")
+            print_info(f"RL gain over SFT: {gain[head]:+.2f} {head.upper()} points, {interval}; {shares}")
 
 
 def _unseen(scenes: list[Scene], policies: Mapping[str, Policy]) -> list[Scene]:
