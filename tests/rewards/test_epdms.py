@@ -12,7 +12,6 @@ from oracles.tiny_scene import (
     ROAD,
     ROUTE_LANE,
     TWO_LANES,
-    WORLD,
     Agent,
     Polygon,
     make_reference,
@@ -22,12 +21,10 @@ from oracles.tiny_scene import (
 )
 
 from rewards.epdms import EpdmsResult, combine_epdms, score_epdms
-from rewards.kernels.comfort_v2 import frame_differences
 from rewards.kernels.score import V2_RULES, score_states
 from rewards.prepare import prepare_road
-from rewards.prepare_epdms import PreparedEpdms, prepare_epdms, prepare_history
-from rlhf_drive.errors import DataError
-from rlhf_drive.scenes import AgentType, MapLayer, SceneReference, to_world_frame
+from rewards.prepare_epdms import PreparedEpdms, prepare_epdms
+from rlhf_drive.scenes import AgentType, MapLayer, SceneReference
 
 COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
 PLAN = straight_plan(10.0)[None]
@@ -258,175 +255,9 @@ def test_lane_keeping_skips_intersections_without_starting_over() -> None:
     assert keeps_lane((-9.0, 21.5)) == 1.0
 
 
-def past(ax: tuple[float, float, float, float], stamps: tuple[int, int, int, int]) -> SceneReference:
-    made = reference()
-    states = made.past_states.copy()
-    states[:, 5] = ax
-    ego = made.ego_init.copy()
-    ego[5] = ax[-1]
-    return replace(made, ego_init=ego, past_states=states, past_times_us=made.t0_us + np.array(stamps))
-
-
-EVEN = (-1_500_000, -1_000_000, -500_000, 0)
-ODD = (-1_500_049, -999_988, -500_021, 0)
-
-
-def test_history_leaves_out_the_sample_before_the_first_state() -> None:
-    """ax rises by 1 in each half second: at -1.5 + 0.1 k it is 0.2 k. The last of the 14 is 2.6, at -0.2 s."""
-    history = prepare_history(past((0.0, 1.0, 2.0, 3.0), EVEN))
-    np.testing.assert_allclose(history[:, 1], 0.2 * np.arange(14), atol=1e-12)
-    np.testing.assert_array_equal(history[:, [0, 2]], 0.0)
-
-
-def test_a_few_microseconds_more_bring_the_missing_sample_back() -> None:
-    history = prepare_history(past((0.0, 1.0, 2.0, 3.0), ODD))
-    assert len(history) == 15
-    at = -1.500049 + 0.1 * np.arange(15)
-    expected = np.interp(at, np.array(ODD) * 1e-6, [0.0, 1.0, 2.0, 3.0])
-    np.testing.assert_allclose(history[:, 1], expected, atol=1e-9)
-    assert history[-1, 1] == pytest.approx(2.8, abs=1e-3)
-
-
-def test_the_missing_sample_can_decide_history_comfort() -> None:
-    """The log brakes from 0 to -5.3 m/s^2 in the last half second, and the plan lets go at once. With the sample at
-    -0.1 s that lasts a step longer: smoothed, it breaks two bounds. Which it is depends on 49 microseconds."""
-    even, odd = (
-        score_epdms(prepare_epdms(past((0.0, 0.0, 0.0, -5.3), stamps)), PLAN).history_comfort[0].tolist()
-        for stamps in (EVEN, ODD)
-    )
-    assert even == [True] * 6
-    assert odd == [False, True, True, False, True, True]
-
-
-def test_history_headings_are_relative_and_continuous() -> None:
-    """A past heading of 3.1 and -3.1 rad in the world is a left turn of 0.083 rad."""
-    made = reference()
-    states, ego = made.past_states.copy(), made.ego_init.copy()
-    states[:, 2], ego[2] = [3.0, 3.1, -3.1, -3.0], -3.0
-    heading = prepare_history(replace(made, past_states=states, ego_init=ego))[:, 0]
-    turn = np.diff(heading)
-    assert turn[0] == pytest.approx(0.02, abs=1e-12)
-    assert turn[5] == pytest.approx((2 * np.pi - 6.2) / 5.0, abs=1e-12)
-    end = heading[-1] + 2.0 * turn[-1]
-    assert end % (2.0 * np.pi) == pytest.approx(0.0, abs=1e-9) or end % (2.0 * np.pi) == pytest.approx(2 * np.pi)
-
-
-def test_history_comfort_needs_the_past_and_the_world_may_be_turned() -> None:
-    """The ego's heading in the world is 0.7 rad: a past that is left in the world frame would jump by that."""
-    assert WORLD[2] == 0.7
-    assert score_epdms(prepared(), PLAN).history_comfort.all()
-
-
-@pytest.mark.parametrize(("gap_us", "steps"), [(500_021, 5), (449_000, 4), (549_999, 5), (60_000, 1)])
-def test_offset_of_the_frames_follows_their_times(gap_us: int, steps: int) -> None:
-    """Two plans that speed up: the differences are those at the offset, which one step more or less would change."""
-    made = reference()
-    faster = straight_plan(10.0)[None]
-    faster[0, 3:, 0] += np.arange(5) ** 2
-    result = score_epdms(prepare_epdms(replace(made, prev_t0_us=made.t0_us - gap_us)), PLAN, faster)
-    at = {}
-    for offset in (steps, steps + 1):
-        at[offset] = np.empty((1, 4))
-        frame_differences(result.states, result.previous_states, offset, at[offset])
-    np.testing.assert_array_equal(result.ec_rms, at[steps])
-    assert np.abs(at[steps] - at[steps + 1]).max() > 1e-3
-
-
-def test_the_previous_plan_starts_from_the_previous_state() -> None:
-    """2 m/s slower half a second ago, both plans hold their own speed: no acceleration differs."""
-    made = reference()
-    before = made.prev_ego_init.copy()
-    before[:3] = to_world_frame(np.array([-4.5, 0.3, 0.2]), made.ego_init)
-    before[3] = 8.0
-    scene = prepare_epdms(replace(made, prev_ego_init=before))
-    result = score_epdms(scene, PLAN, straight_plan(8.0)[None])
-    assert result.ec[0] == 1.0
-    assert result.ec_rms[0].max() < 0.01
-    assert result.previous_states[0, 0, :4].tolist() == [0.0, 0.0, 0.0, 8.0]
-    assert score_epdms(scene, PLAN, PLAN).ec[0] == 0.0
-
-
 def test_a_shared_road_gives_the_same_scores() -> None:
     made = reference(agents=[Agent(x=25.0, y=1.0, vx=3.0)])
     road = prepare_road(made)
     shared = prepare_epdms(made, road=road)
     assert shared.road is road
     assert row(score_epdms(shared, PLAN, PLAN)) == row(score_epdms(prepare_epdms(made), PLAN, PLAN))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308])
-@pytest.mark.parametrize("of", ["plan", "previous plan"])
-def test_a_row_that_is_not_finite_is_invalid_alone(value: float, of: str) -> None:
-    plans, previous = np.repeat(PLAN, 3, axis=0), np.repeat(PLAN, 3, axis=0)
-    (plans if of == "plan" else previous)[1, 3, 0] = value
-    result = score_epdms(prepared(), plans, previous)
-    assert result.valid.tolist() == [True, False, True]
-    for name in COLUMNS:
-        assert np.isnan(getattr(result, name)).tolist() == [False, True, False], name
-        assert np.isnan(result.raw[name]).tolist() == [False, True, False], name
-    assert np.isnan(result.ec_rms).any(axis=1).tolist() == [False, True, False]
-    assert result.epdms[0] == result.epdms[2] == pytest.approx(1.0, abs=1e-9)
-
-
-def test_no_plans_give_no_scores() -> None:
-    nothing = np.zeros((0, 8, 3))
-    assert score_epdms(prepared(), nothing, nothing).epdms.shape == (0,)
-
-
-@pytest.mark.parametrize("shape", [(8, 3), (2, 7, 3), (2, 8, 2)])
-def test_plans_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"^Plans must be \[B, 8, 3\]"):
-        score_epdms(prepared(), np.zeros(shape))
-    with pytest.raises(DataError, match=r"^Plans of the previous frame must be \[B, 8, 3\]"):
-        score_epdms(prepared(), PLAN, np.zeros(shape))
-
-
-def test_every_plan_needs_its_previous_one() -> None:
-    with pytest.raises(DataError, match="got 1 plans and 2 previous ones"):
-        score_epdms(prepared(), PLAN, np.repeat(PLAN, 2, axis=0))
-
-
-def test_unknown_filter_settings_are_refused() -> None:
-    with pytest.raises(DataError, match="human_filter must be 'on', 'off' or 'pre_2025_09_29'; got 'of'"):
-        score_epdms(prepared(), PLAN, human_filter="of")
-
-
-def test_a_scene_without_a_human_plan_is_scored_without_the_filter() -> None:
-    scene = prepare_epdms(replace(reference(), human_poses=np.zeros((0, 3))))
-    assert scene.human is None
-    assert score_epdms(scene, PLAN, human_filter="off").epdms[0] == pytest.approx(1.0, abs=1e-9)
-    for setting in ("on", "pre_2025_09_29"):
-        with pytest.raises(DataError, match=r'needs SceneReference.human_poses.*human_filter="off"'):
-            score_epdms(scene, PLAN, human_filter=setting)
-
-
-def test_a_scene_without_a_previous_frame_is_scored_without_ec() -> None:
-    scene = prepare_epdms(replace(reference(), prev_ego_init=np.zeros(0), prev_t0_us=0))
-    assert scene.previous is None
-    assert score_epdms(scene, PLAN).epdms[0] == pytest.approx(1.0, abs=1e-9)
-    with pytest.raises(DataError, match=r"lacks SceneReference\.prev_ego_init"):
-        score_epdms(scene, PLAN, PLAN)
-
-
-@pytest.mark.parametrize("gap_us", [0, -500_000, 40_000, 550_000, 1_000_000])
-def test_frames_too_far_apart_have_no_ec(gap_us: int) -> None:
-    made = reference()
-    scene = prepare_epdms(replace(made, prev_t0_us=made.t0_us - gap_us))
-    assert score_epdms(scene, PLAN).epdms[0] == pytest.approx(1.0, abs=1e-9)
-    with pytest.raises(DataError, match=rf"prev_t0_us lies {gap_us * 1e-6:g} s before t0_us"):
-        score_epdms(scene, PLAN, PLAN)
-
-
-def test_a_scene_without_a_progress_reference_is_refused() -> None:
-    with pytest.raises(DataError, match=r"pdm_reference_v2 must be \[41, 3\].*attach_references"):
-        prepare_epdms(make_reference())
-
-
-def test_a_scene_without_a_past_is_refused() -> None:
-    with pytest.raises(DataError, match=r"history comfort \(HC\).*past_states must be \[4, 11\]; got shape \[0, 11\]"):
-        prepare_epdms(replace(reference(), past_states=np.zeros((0, 11)), past_times_us=np.zeros(0, dtype=np.int64)))
-
-
-def test_past_times_must_rise() -> None:
-    with pytest.raises(DataError, match=r"past_times_us must rise; got \[9000000"):
-        prepare_history(past((0.0,) * 4, (-1_000_000, -1_500_000, -500_000, 0)))
