@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracles.tiny_epdms import COLUMNS, PLAN, prepared, reference
 from oracles.tiny_scene import (
     LEFT_LANE,
     ROAD,
@@ -14,7 +15,6 @@ from oracles.tiny_scene import (
     TWO_LANES,
     Agent,
     Polygon,
-    make_reference,
     rectangle,
     straight_plan,
     straight_states,
@@ -24,19 +24,7 @@ from rewards.epdms import EpdmsResult, combine_epdms, score_epdms
 from rewards.kernels.score import V2_RULES, score_states
 from rewards.prepare import prepare_road
 from rewards.prepare_epdms import PreparedEpdms, prepare_epdms
-from rlhf_drive.scenes import AgentType, MapLayer, SceneReference
-
-COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
-PLAN = straight_plan(10.0)[None]
-
-
-def reference(**options: Any) -> SceneReference:
-    made = make_reference(**options)
-    return replace(made, pdm_reference_v2=made.pdm_reference_v1)
-
-
-def prepared(**options: Any) -> PreparedEpdms:
-    return prepare_epdms(reference(**options))
+from rlhf_drive.scenes import AgentType, MapLayer
 
 
 def with_line_at(scene: PreparedEpdms, y: float) -> PreparedEpdms:

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from oracles.tiny_scene import WORLD, make_reference, straight_plan
+from oracles.tiny_epdms import PLAN, prepared, reference
+from oracles.tiny_scene import WORLD, straight_plan
 
 from rewards.epdms import score_epdms
 from rewards.kernels.comfort_v2 import frame_differences
-from rewards.prepare_epdms import PreparedEpdms, prepare_epdms, prepare_history
+from rewards.prepare_epdms import prepare_epdms, prepare_history
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import SceneReference, to_world_frame
-
-COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
-PLAN = straight_plan(10.0)[None]
-
-
-def reference(**options: Any) -> SceneReference:
-    made = make_reference(**options)
-    return replace(made, pdm_reference_v2=made.pdm_reference_v1)
-
-
-def prepared(**options: Any) -> PreparedEpdms:
-    return prepare_epdms(reference(**options))
 
 
 def past(ax: tuple[float, float, float, float], stamps: tuple[int, int, int, int]) -> SceneReference:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from oracles.tiny_scene import make_reference, straight_plan
+from oracles.tiny_epdms import COLUMNS, PLAN, prepared, reference
+from oracles.tiny_scene import make_reference
 
 from rewards.epdms import score_epdms
-from rewards.prepare_epdms import PreparedEpdms, prepare_epdms
+from rewards.prepare_epdms import prepare_epdms
 from rlhf_drive.errors import DataError
-from rlhf_drive.scenes import SceneReference
-
-COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec", "epdms")
-PLAN = straight_plan(10.0)[None]
-
-
-def reference(**options: Any) -> SceneReference:
-    made = make_reference(**options)
-    return replace(made, pdm_reference_v2=made.pdm_reference_v1)
-
-
-def prepared(**options: Any) -> PreparedEpdms:
-    return prepare_epdms(reference(**options))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308])
