@@ -252,7 +252,7 @@ def _name_term(
     twin = next((item.term for item in same.values() if item is not None), None)
     if twin is not None:  # a gate that is a term as well is computed once
         return _Named(replace(twin, weight=weight), spec, entry)
-    name = entry.name if is_component else _free_name(entry.name, columns, named)
+    name = entry.name if is_component else _free_name(getattr(function, "column", entry.name), columns, named)
     return _Named(RewardTerm(name, weight, function, is_component, entry.two_frame), spec, entry)
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from rewards.registry import REWARDS, BoundReward, RewardFunction, describe_options
-from rlhf_drive.errors import ConfigError, PluginError
+from rewards.registry import REWARDS, BoundReward, RewardFunction, _same_definition, describe_options
+from rlhf_drive.errors import ConfigError, RlhfDriveError
 
 __all__ = ["OpenedReward", "opened_reward"]
 
@@ -38,15 +38,23 @@ class OpenedReward(RewardFunction):
         opened = super().bind(options, where=where, key=key, kind=kind)
         try:
             reward = opened()
-        except (ConfigError, PluginError) as error:
+        except RlhfDriveError as error:
             raise ConfigError(f"{where}.{key}: reward {self.name!r}: {error}") from error
-        return reward  # type: ignore[no-any-return]
+        except Exception as error:  # a plug-in's own code
+            problem = f"cannot be opened: {type(error).__name__}: {error}"
+            raise ConfigError(f"{where}.{key}: reward {self.name!r} {problem}") from error
+        if not callable(reward):
+            raise ConfigError(f"{where}.{key}: reward {self.name!r} opened a {type(reward).__name__}, not a function.")
+        return reward
 
 
 def opened_reward(
     name: str, *, needs: Sequence[str] = (), two_frame: bool = False, auxiliary: bool = False
 ) -> Callable[[F], F]:
     """Register the decorated function, which takes options and returns a reward, as the reward `name`.
+
+    The scores' column is called `name` too, or what the returned reward has as its attribute `column`. Defining the
+    function again replaces it.
 
     Args:
         name: What recipes write.
@@ -62,7 +70,8 @@ def opened_reward(
     def register(function: F) -> F:
         options = describe_options(f"Reward {name!r}", function, skip=0)
         entry = OpenedReward(name, cast(Any, function), options, tuple(needs), two_frame, auxiliary)
-        REWARDS.add(name, entry)
+        known = REWARDS.get(name) if name in REWARDS else None
+        REWARDS.add(name, entry, replace=known is not None and _same_definition(known.function, function))
         function.__reward__ = entry  # type: ignore[attr-defined]
         return function
 

@@ -89,7 +89,8 @@ def trl_reward(function: Callable[..., Any], *, conversational: bool = False) ->
         return gather_rows(_rows(name, await result, count))
 
     score.__name__ = name
-    score.column = name  # type: ignore[attr-defined]
+    if name.isidentifier() and name not in _OFFERED:
+        score.column = name  # type: ignore[attr-defined]
     return score
 
 

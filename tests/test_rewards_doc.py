@@ -62,9 +62,8 @@ def test_every_section_builds() -> None:
 def test_every_term_builds() -> None:
     terms = [yaml.safe_load(block)[0] for block in blocks("yaml") if not block.startswith("reward:")]
     assert [term["name"] for term in terms] == ["trl", "remote", "vlm_judge"]
-    for term in terms:
-        built = build_reward([RewardSpec("pdms"), RewardSpec(**term)])
-        assert built.names == (*PDMS_COMPONENTS, term["name"])
+    for term, column in zip(terms, ("smoothness", "remote", "vlm_judge"), strict=True):
+        assert build_reward([RewardSpec("pdms"), RewardSpec(**term)]).names == (*PDMS_COMPONENTS, column)
 
 
 def test_wam_flow_spelled_out_is_the_preset() -> None:

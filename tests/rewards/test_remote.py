@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from oracles.loopback import Answer, Call, serve
 
-from rewards import RewardInputs, RewardSpec, build_reward
+from rewards import PDMS_COMPONENTS, LocalRewardService, RewardInputs, RewardSpec, ScorerInfo, build_reward
 from rewards.http_client import HttpCallError, JsonClient
 from rewards.partly_scored import PartlyScoredError
 from rewards.remote import remote
+from rewards.scorer import Scorer
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.generator import generate_scenes
@@ -267,7 +268,7 @@ def test_slow_answer_is_a_timeout() -> None:
         start = time.perf_counter()
         with pytest.raises(HttpCallError, match=r"did not answer within 0.15 s \(2 attempts\)") as caught:
             caller.post({})
-        assert 0.3 <= time.perf_counter() - start < 2.0
+        assert 0.3 <= time.perf_counter() - start < 5.0
         release.set()
     assert (caught.value.kind, waits, len(server.calls)) == ("timeout", [0.5], 2)
 
@@ -294,7 +295,7 @@ def test_answer_that_drips_is_a_timeout() -> None:
     start = time.perf_counter()
     with pytest.raises(HttpCallError, match=r"did not answer within 0\.3 s"):
         caller.post({})
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 10.0
     done.set()
     thread.join()
     listener.close()
@@ -351,3 +352,30 @@ def test_wrong_option_is_refused_when_the_recipe_is_read(options: dict[str, obje
     with pytest.raises(ConfigError, match=match) as caught:
         build_reward([RewardSpec("pdms"), RewardSpec("remote", 1.0, options)])
     assert str(caught.value).startswith("reward.terms[1].options")
+
+
+def test_in_the_service_a_server_that_fails_costs_its_rows_and_is_not_asked_again(scenes: list[Scene]) -> None:
+    def half(call: Call) -> Answer:
+        first = call.body["rows"][0]["poses"][-1][0]
+        return Answer("down", 500) if first == 2.0 else last_x(call)
+
+    plans = inputs(scenes, [0, 0, 1, 1, 2, 2]).trajectories
+    with serve(half) as server:
+        options = {"url": server.url, "batch_size": 2, "retries": 1, "backoff_s": 0.0}
+        reward = build_reward([RewardSpec("remote", 1.0, options)], scorer=f"{__file__}:ones")
+        with LocalRewardService(reward, workers=1) as service:
+            scores = service.score(scenes, plans)
+    np.testing.assert_array_equal(scores.total, [0.0, 1.0, np.nan, np.nan, 4.0, 5.0])
+    assert {row: failure.kind for row, failure in scores.failures.items()} == {2: "unavailable", 3: "unavailable"}
+    expected = f"scene {scenes[1].token!r}: reward 'remote': {server.url} answered 500 Internal Server Error: "
+    assert scores.failures[2].reason == expected + '"down" (2 attempts)'
+    assert len(server.calls) == 4
+
+
+def ones() -> Scorer:
+    """A scorer that likes everything."""
+
+    def score(prepared: object, poses: Any, previous: Any) -> dict[str, Any]:
+        return {name: np.ones(len(poses)) for name in PDMS_COMPONENTS}
+
+    return Scorer(ScorerInfo("ones", "1"), PDMS_COMPONENTS, lambda token, reference: None, score)

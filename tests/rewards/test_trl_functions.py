@@ -240,6 +240,25 @@ def test_component_of_another_scorer_is_a_reason(user_file: Path, scenes: list[S
     assert "'lane' needs lk, which this scorer lacks" in scores.failures[1].reason
 
 
+def test_column_has_the_functions_name(user_file: Path) -> None:
+    user_file.write_text(
+        "def calm(completions, scale=1.0, **kwargs):\n    return [scale] * len(completions)\n"
+        "def nc(completions, **kwargs):\n    return [1.0] * len(completions)\n"
+        "odd = lambda completions, **kwargs: [2.0] * len(completions)\n"
+    )
+    specs = [RewardSpec("trl", 1.0, {"function": f"{user_file}:{name}"}) for name in ("calm", "nc", "odd")]
+    again = RewardSpec("trl", 1.0, {"function": f"{user_file}:calm", "conversational": True})
+    reward = build_reward([RewardSpec("pdms"), *specs, again])
+    assert reward.names == (*PDMS_COMPONENTS, "calm", "trl", "trl_2", "calm_2")  # not over the component nc
+
+
+def test_relative_path_holds_for_workers_elsewhere(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(user_file.parent)
+    reward = build_reward([RewardSpec("pdms"), RewardSpec("trl", 1.0, {"function": "mine.py:last_x"})])
+    monkeypatch.chdir("/")
+    assert reward.config.build().names[-1] == "last_x"
+
+
 def test_function_that_is_not_there_is_refused_when_the_recipe_is_read(user_file: Path) -> None:
     assert resolve_reward("trl").function is rewards.trl_functions.trl
     with pytest.raises(ConfigError, match=r"terms\[1\].options: reward 'trl': .*has no function 'last_y'"):
