@@ -17,6 +17,7 @@ __all__ = ["PickleMachine", "PickleRefusedError"]
 _MAX_OPCODES = 20_000_000
 _MAX_INTEGER_BYTES = 64
 _MAX_LINE = 1000
+_STOP, _MEMOIZE = ord("."), 0x94
 _PROTOCOLS = (2, 3, 4, 5)
 _KEYS = (str, int, float, bytes, type(None), Record)
 """What may be a key: hashing anything nested could take for ever or overflow the stack."""
@@ -41,19 +42,20 @@ class PickleMachine:
 
     def run(self) -> Any:
         """The value on top of the stack at STOP."""
-        data, table, opcodes = self.data, _HANDLERS, 0
-        while True:
+        data, table, memo = self.data, _HANDLERS, self.memo
+        for _ in range(_MAX_OPCODES):
             opcode = data[self.pos]
             self.pos += 1
-            if opcode == 0x2E:
-                return self.stack.pop()
-            opcodes += 1
-            if opcodes > _MAX_OPCODES:
-                raise PickleRefusedError(f"it has more than {_MAX_OPCODES} steps")
+            if opcode == _MEMOIZE:  # a third of all
+                memo.append(self.stack[-1])
+                continue
             handler = table[opcode]
             if handler is None:
+                if opcode == _STOP:
+                    return self.stack.pop()
                 self.unknown(opcode)
             handler(self)
+        raise PickleRefusedError(f"it has more than {_MAX_OPCODES} steps")
 
     def unknown(self, opcode: int) -> NoReturn:
         name = next((op.name for op in pickletools.opcodes if op.code == chr(opcode)), None)
@@ -122,10 +124,10 @@ class PickleMachine:
     def put_items(self, target: object, keys: list[Any], values: list[Any]) -> None:
         if type(target) is not dict or len(keys) != len(values):
             raise PickleRefusedError(f"it sets items of a {type(target).__name__}")
-        for key, value in zip(keys, values, strict=True):
-            if not isinstance(key, _KEYS):
+        for key in keys:
+            if type(key) is not str and not isinstance(key, _KEYS):
                 raise PickleRefusedError(f"it uses a {type(key).__name__} as a key")
-            target[key] = value
+        target.update(zip(keys, values, strict=True))
 
     def set_state(self) -> None:
         state = self.stack.pop()
@@ -175,12 +177,41 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogatepass")
 
 
-def _tuple(size: int) -> _Handler:
-    def handle(m: PickleMachine) -> None:
-        parts = [m.stack.pop() for _ in range(size)]
-        m.stack.append(tuple(reversed(parts)))
+def _tuple1(m: PickleMachine) -> None:
+    stack = m.stack
+    stack.append((stack.pop(),))
 
-    return handle
+
+def _tuple2(m: PickleMachine) -> None:
+    stack = m.stack
+    last = stack.pop()
+    stack.append((stack.pop(), last))
+
+
+def _tuple3(m: PickleMachine) -> None:
+    stack = m.stack
+    last, middle = stack.pop(), stack.pop()
+    stack.append((stack.pop(), middle, last))
+
+
+def _recall(m: PickleMachine) -> None:
+    m.stack.append(m.memo[m.data[m.pos]])
+    m.pos += 1
+
+
+def _recall_far(m: PickleMachine) -> None:
+    (index,) = _U4.unpack_from(m.data, m.pos)
+    m.stack.append(m.memo[index])
+    m.pos += 4
+
+
+def _short_bytes(m: PickleMachine) -> None:
+    start = m.pos + 1
+    end = start + m.data[m.pos]
+    if end > len(m.data):
+        raise IndexError
+    m.stack.append(m.data[start:end])
+    m.pos = end
 
 
 def _mark(m: PickleMachine) -> None:
@@ -234,17 +265,16 @@ def _refuse_instance(m: PickleMachine) -> None:
 _OPCODES: dict[str, _Handler] = {
     "PROTO": _protocol,
     "FRAME": _frame,
-    "MEMOIZE": lambda m: m.memo.append(m.stack[-1]),
     "BINPUT": lambda m: m.keep(m.number(_U1)),
     "LONG_BINPUT": lambda m: m.keep(m.number(_U4)),
-    "BINGET": _pushed(lambda m: m.memo[m.number(_U1)]),
-    "LONG_BINGET": _pushed(lambda m: m.memo[m.number(_U4)]),
+    "BINGET": _recall,
+    "LONG_BINGET": _recall_far,
     "MARK": _mark,
     "POP": lambda m: [m.stack.pop()].clear(),
     "POP_MARK": lambda m: m.items().clear(),
-    "NONE": _pushed(lambda m: None),
-    "NEWTRUE": _pushed(lambda m: True),
-    "NEWFALSE": _pushed(lambda m: False),
+    "NONE": lambda m: m.stack.append(None),
+    "NEWTRUE": lambda m: m.stack.append(True),
+    "NEWFALSE": lambda m: m.stack.append(False),
     "BININT": _pushed(lambda m: m.number(_I4)),
     "BININT1": _pushed(lambda m: m.number(_U1)),
     "BININT2": _pushed(lambda m: m.number(_U2)),
@@ -254,19 +284,19 @@ _OPCODES: dict[str, _Handler] = {
     "SHORT_BINUNICODE": _sized(_U1, _text),
     "BINUNICODE": _sized(_U4, _text),
     "BINUNICODE8": _sized(_U8, _text),
-    "SHORT_BINBYTES": _sized(_U1, bytes),
+    "SHORT_BINBYTES": _short_bytes,
     "BINBYTES": _sized(_U4, bytes),
     "BINBYTES8": _sized(_U8, bytes),
     "BYTEARRAY8": _sized(_U8, bytes),
-    "EMPTY_TUPLE": _pushed(lambda m: ()),
-    "TUPLE1": _tuple(1),
-    "TUPLE2": _tuple(2),
-    "TUPLE3": _tuple(3),
+    "EMPTY_TUPLE": lambda m: m.stack.append(()),
+    "TUPLE1": _tuple1,
+    "TUPLE2": _tuple2,
+    "TUPLE3": _tuple3,
     "TUPLE": _pushed(lambda m: tuple(m.items())),
-    "EMPTY_LIST": _pushed(lambda m: []),
+    "EMPTY_LIST": lambda m: m.stack.append([]),
     "APPEND": _append,
     "APPENDS": lambda m: _extend(m, m.items()),
-    "EMPTY_DICT": _pushed(lambda m: {}),
+    "EMPTY_DICT": lambda m: m.stack.append({}),
     "SETITEM": _set_item,
     "SETITEMS": _set_items,
     "GLOBAL": _name_spelled_out,

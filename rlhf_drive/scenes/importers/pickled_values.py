@@ -50,7 +50,7 @@ class Record:
         for part in parts:
             if part is None:
                 continue
-            if not isinstance(part, dict) or not all(type(key) is str for key in part):
+            if not isinstance(part, dict) or not set(map(type, part)) <= {str}:
                 raise ValueError(f"the attributes of a {self.name} are no mapping of names")
             self.state.update(part)
 
