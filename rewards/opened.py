@@ -37,7 +37,7 @@ class OpenedReward(RewardFunction):
         """
         opened = super().bind(options, where=where, key=key, kind=kind)
         try:
-            reward = opened()
+            reward: object = opened()
         except RlhfDriveError as error:
             raise ConfigError(f"{where}.{key}: reward {self.name!r}: {error}") from error
         except Exception as error:  # a plug-in's own code
