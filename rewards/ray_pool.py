@@ -223,7 +223,7 @@ class WorkerPool:
         """Try again after a while; say so where no worker is up and trying again seems vain."""
         self._end(slot)
         slot.failed_starts += 1
-        slot.since = time.monotonic() + min(30.0, 0.25 * 2**slot.failed_starts)
+        slot.since = time.monotonic() + min(30.0, 0.125 * 2**slot.failed_starts)
         if slot.failed_starts < _START_TRIES and isinstance(error, WorkerLostError):
             return
         if not self.ready.done():

@@ -173,6 +173,7 @@ class RayWorker:
             max_task_retries=0,
             concurrency_groups={"control": 2},
             scheduling_strategy="SPREAD",
+            enable_task_events=False,  # Ray would keep a record of each call
             runtime_env={"env_vars": worker_environment()},
         )(RewardWorker)
         self._actor = actor.remote(options)
