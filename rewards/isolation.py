@@ -232,4 +232,4 @@ def _checked(returned: object, *, count: int, width: int) -> _Answer:
         raise OutputError(f"returned shape {list(array.shape)} for {count} rows")
     if wild := [i for i in failures if not 0 <= i < count]:
         raise OutputError(f"reported a failure of row {wild[0]} of {count}")
-    return array.astype(np.float64).reshape(count, width), dict(failures)
+    return array.astype(np.float64, copy=False).reshape(count, width), dict(failures)

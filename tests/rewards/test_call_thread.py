@@ -107,6 +107,24 @@ def test_call_that_ends_its_thread_is_told_and_the_thread_comes_back(timeout_s: 
     calls.close()
 
 
+def test_thread_on_its_way_out_gets_no_further_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = call_thread._Worker.run
+
+    def lingering(self: Any) -> None:
+        run(self)
+        time.sleep(0.2)
+
+    def leaving() -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(call_thread._Worker, "run", lingering)
+    calls = CallThread("mine")
+    with pytest.raises(WorkerDiedError):
+        calls.call(leaving, same)
+    assert calls.call(lambda: 7, same) == 7
+    calls.close()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_thread_that_vanishes_does_not_hang_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = CallThread("mine")

@@ -222,6 +222,15 @@ def test_numbered_names_avoid_names_that_are_there(tmp_path: Path) -> None:
     assert [term.name for term in build_reward(specs).terms] == ["a_2", "a", "a_3", "a_4", "ep_2"]
 
 
+def test_numbered_names_avoid_columns_of_the_scorer(user_file: str, scorer_file: str) -> None:
+    built = build_reward(
+        [RewardSpec(f"{user_file}:gentle", 1.0, {"limit": v}) for v in (1.0, 2.0)],
+        scorer=f"{scorer_file}:mine",
+        scorer_options={"columns": "ep gentle_2"},
+    )
+    assert built.names == ("ep", "gentle_2", "gentle", "gentle_3")
+
+
 def test_gate_has_no_weight() -> None:
     with pytest.raises(ConfigError, match=r"reward\.gates\[0\]\.weight: a gate has no weight; got 0\.5\. Leave it out"):
         build_reward([RewardSpec("pdms")], gates=[RewardSpec("nc", 0.5)])

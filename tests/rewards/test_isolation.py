@@ -163,19 +163,21 @@ def test_lost_thread_costs_the_row_alone(world: World) -> None:
 
 def test_call_that_cannot_be_made_gives_up_the_rest_untried() -> None:
     made: list[int] = []
+    refused: list[int] = []
 
     def call(work: Callable[[], Any], finish: Callable[[Any], Any]) -> Any:
         if len(made) == 2:
+            refused.append(1)
             raise NoThreadError("64 earlier calls still hang")
         made.append(1)
         return finish(work())
 
     values, failures = call_isolated(
-        lambda rows: rows * 1.0, np.arange(10, 30), 1, call=call, pace=Pace(LIMIT_S, rows=3)
+        lambda rows: rows * 1.0, np.arange(10, 60), 1, call=call, pace=Pace(LIMIT_S, rows=3)
     )
     assert values[:9, 0].tolist() == list(range(10, 19))  # 3 rows, then 6
-    assert failures == dict.fromkeys(range(19, 30), ("timeout", "given up untried: 64 earlier calls still hang"))
-    assert len(made) == 2
+    assert failures == dict.fromkeys(range(19, 60), ("timeout", "given up untried: 64 earlier calls still hang"))
+    assert (len(made), len(refused)) == (2, 1)
 
 
 def test_exit_in_the_calling_thread_becomes_data() -> None:

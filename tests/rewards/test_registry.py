@@ -288,7 +288,7 @@ def test_entry_points_are_offered_without_importing_them(install: Callable[..., 
 
 
 def test_reward_of_an_installed_package_is_found_by_name(install: Callable[..., None]) -> None:
-    install("acme", PACKAGE, acme_plain="acme_code:plain", acme_decorated="acme_code:decorated [extra]")
+    install("acme", PACKAGE, acme_plain="acme_code:plain [fast, extra]", acme_decorated="acme_code:decorated")
     plain, decorated = resolve_reward("acme_plain"), resolve_reward("acme_decorated")
     assert (plain.name, decorated.name) == ("acme_plain", "acme_decorated")
     assert plain.bind({"value": 7})(inputs()).tolist() == [7.0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -43,6 +45,16 @@ def test_counter_adds_up() -> None:
     assert stats.failures_by_source == {"judge": 3, "plan": 1, "scorer": 1}
 
 
+@pytest.fixture
+def _eager_switching() -> Iterator[None]:
+    """Threads take turns after a microsecond, so that what is not locked goes wrong."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_eager_switching")
 def test_no_count_is_lost_between_threads() -> None:
     counter = StatsCounter()
 
@@ -72,6 +84,16 @@ def test_time_that_scorings_share_counts_once() -> None:
         thread.join()
     time.sleep(0.1)  # nothing is under way
     assert 0.2 <= counter.snapshot().seconds < 0.6  # and not 0.8
+
+
+def test_time_runs_on_while_another_scoring_begins_and_ends() -> None:
+    counter = StatsCounter()
+    with counter.running():
+        time.sleep(0.1)
+        with counter.running():
+            time.sleep(0.01)
+        time.sleep(0.1)
+    assert 0.21 <= counter.snapshot().seconds < 0.5
 
 
 def test_time_under_way_shows_and_a_failure_ends_it() -> None:
