@@ -12,6 +12,7 @@ from rewards.kernels.polygons import DRIVABLE, INTERSECTION, LANE, ROUTE_LANE, b
 from rewards.kernels.progress import arclengths
 from rewards.kernels.score import V1_RULES, Road, score_states
 from rewards.kernels.simulate import NUM_STATES, simulate_references
+from rewards.kernels.windows import agent_windows
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import AgentType, MapLayer, SceneReference, to_ego_frame
 
@@ -110,16 +111,16 @@ def prepare_agents(
     half_size = np.ascontiguousarray(size_A2, dtype=np.float64) / 2.0
     first = valid_AT.argmax(axis=1)
     speed = np.hypot(*velocity_AT2[np.arange(len(first)), first].T)
-    radius = np.hypot(half_size[:, 0], half_size[:, 1])[:, None]
-    low = np.where(valid_AT[..., None], pose[..., :2], np.inf).min(axis=1) - radius
-    high = np.where(valid_AT[..., None], pose[..., :2], -np.inf).max(axis=1) + radius
+    pose, valid = np.ascontiguousarray(pose), np.ascontiguousarray(valid_AT, dtype=np.bool_)
+    windows = agent_windows(pose, half_size, valid)
     return AgentBoxes(
-        pose=np.ascontiguousarray(pose),
+        pose=pose,
         half_size=half_size,
-        valid=np.ascontiguousarray(valid_AT, dtype=np.bool_),
+        valid=valid,
         is_agent=np.asarray(type_A) != AgentType.STATIC,
         stopped=speed <= _STOPPED_MPS,
-        bounds=np.concatenate([low, high], axis=1),
+        bounds=np.concatenate([windows[..., :2].min(axis=1), windows[..., 2:].max(axis=1)], axis=1),
+        windows=windows,
     )
 
 

@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M, boxes_touch
 from rewards.kernels.lanes import MULTIPLE_LANES, NON_DRIVABLE, REAR_AXLE_IN_INTERSECTION
 from rewards.kernels.polygons import polygon_touches_box
+from rewards.kernels.windows import EGO_RADIUS_M, WINDOW_STEPS, apart
 
-__all__ = ["AgentBoxes", "RedLights", "collision_score", "light_score", "plan_bounds", "ttc_score"]
+__all__ = [
+    "AgentBoxes",
+    "RedLights",
+    "collision_score",
+    "light_bounds",
+    "light_score",
+    "ttc_score",
+]
 
 _STOPPED_MPS = 0.05
 _TTC_MIN_MPS = 5e-3
@@ -25,7 +33,6 @@ _TTC_STEPS = (0, 3, 6, 9)
 _STEP_S = 0.1
 _COS_AHEAD = math.cos(math.radians(30.0))
 _COS_BEHIND = math.cos(math.radians(150.0))
-_EGO_RADIUS_M = math.hypot(EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M)
 
 
 class AgentBoxes(NamedTuple):
@@ -43,6 +50,8 @@ class AgentBoxes(NamedTuple):
     """``[A]`` slower than 0.05 m/s at the first sighting: a stopped track for the whole horizon."""
     bounds: NDArray[np.float64]
     """``[A, 4]`` x min, y min, x max, y max that the box never leaves."""
+    windows: NDArray[np.float64]
+    """``[A, W, 4]`` the same for the steps 9 w … 9 w + 17 (:func:`rewards.kernels.windows.agent_windows`)."""
 
 
 class RedLights(NamedTuple):
@@ -54,28 +63,6 @@ class RedLights(NamedTuple):
     """``[R + 1]``."""
     active: NDArray[np.bool_]
     """``[R, T]`` red at that step."""
-
-
-@njit(cache=True, nogil=True)
-def plan_bounds(boxes: NDArray[np.float64], speed: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Axis-aligned box that the ego box of a plan never leaves, also when moved forward by up to 0.9 s of its speed.
-
-    Args:
-        boxes: ``[K, 4]`` centre x, y, cos, sin.
-        speed: ``[K]`` m/s.
-    """
-    x0, y0, x1, y1 = np.inf, np.inf, -np.inf, -np.inf
-    for k in range(len(boxes)):
-        x, y = boxes[k, 0], boxes[k, 1]
-        shift = _TTC_STEPS[-1] * _STEP_S * speed[k]
-        px, py = x + shift * boxes[k, 2], y + shift * boxes[k, 3]
-        x0, y0, x1, y1 = min(x0, x, px), min(y0, y, py), max(x1, x, px), max(y1, y, py)
-    return x0 - _EGO_RADIUS_M, y0 - _EGO_RADIUS_M, x1 + _EGO_RADIUS_M, y1 + _EGO_RADIUS_M
-
-
-@njit(cache=True, nogil=True)
-def _apart(bounds: NDArray[np.float64], a: int, x0: float, y0: float, x1: float, y1: float) -> bool:
-    return bool(bounds[a, 0] > x1 or bounds[a, 2] < x0 or bounds[a, 1] > y1 or bounds[a, 3] < y0)
 
 
 @njit(cache=True, nogil=True)
@@ -94,7 +81,7 @@ def _touches(
     ax, ay = pose[a, t, 0], pose[a, t, 1]
     along, across = half_size[a, 0], half_size[a, 1]
     dx, dy = ax - x, ay - y
-    reach = _EGO_RADIUS_M + along + across
+    reach = EGO_RADIUS_M + along + across
     if dx * dx + dy * dy > reach * reach:
         return False
     touch: bool = boxes_touch(
@@ -138,12 +125,27 @@ def _contact_at_fault(
 
 
 @njit(cache=True, nogil=True)
+def _first_contact(agents: AgentBoxes, a: int, boxes: NDArray[np.float64], windows: NDArray[np.float64]) -> int:
+    """First step at which the ego box touches agent a, or -1."""
+    pose, half_size, valid = agents.pose, agents.half_size, agents.valid
+    last = min(len(boxes), pose.shape[1])
+    for w in range(min(len(windows) - 1, agents.windows.shape[1])):
+        if apart(agents.windows[a, w], windows[w]):
+            continue
+        for k in range(WINDOW_STEPS * w, min(WINDOW_STEPS * (w + 1), last)):
+            x, y, cos, sin = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
+            if valid[a, k] and _touches(pose, half_size, a, k, x, y, cos, sin, EGO_HALF_LENGTH_M):
+                return k
+    return -1
+
+
+@njit(cache=True, nogil=True)
 def collision_score(
     agents: AgentBoxes,
     states: NDArray[np.float64],
     boxes: NDArray[np.float64],
     areas: NDArray[np.uint8],
-    bounds: tuple[float, float, float, float],
+    windows: NDArray[np.float64],
 ) -> tuple[float, float]:
     """NC {0, .5, 1} of one plan, and the first step of an at-fault contact (inf: none).
 
@@ -154,49 +156,50 @@ def collision_score(
         states: ``[K, 11]``.
         boxes: ``[K, 4]`` ego box centre x, y, cos, sin.
         areas: ``[K]`` area bits (:mod:`rewards.kernels.lanes`).
-        bounds: Of the plan; only speeds up.
+        windows: Of :func:`rewards.kernels.windows.plan_windows`; only speeds up.
     """
-    pose, half_size, valid, is_agent = agents.pose, agents.half_size, agents.valid, agents.is_agent
-    stopped, agent_bounds = agents.stopped, agents.bounds
+    pose, half_size, is_agent = agents.pose, agents.half_size, agents.is_agent
     score, first = 1.0, np.inf
     for a in range(len(pose)):
-        if _apart(agent_bounds, a, bounds[0], bounds[1], bounds[2], bounds[3]):
+        if apart(agents.bounds[a], windows[-1]):
             continue
-        for k in range(min(len(states), pose.shape[1])):
-            x, y, cos, sin = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
-            if not valid[a, k] or not _touches(pose, half_size, a, k, x, y, cos, sin, EGO_HALF_LENGTH_M):
-                continue
-            parked = stopped[a] or not is_agent[a]
-            if _contact_at_fault(pose, half_size, a, parked, states, boxes, k, areas[k]):
-                score = min(score, 0.0 if is_agent[a] else 0.5)
-                first = min(first, float(k))
-            break
+        k = _first_contact(agents, a, boxes, windows)
+        if k < 0:
+            continue
+        parked = agents.stopped[a] or not is_agent[a]
+        if _contact_at_fault(pose, half_size, a, parked, states, boxes, k, areas[k]):
+            score = min(score, 0.0 if is_agent[a] else 0.5)
+            first = min(first, float(k))
     return score, first
 
 
 @njit(cache=True, nogil=True)
 def _first_ttc_hit(
-    pose: NDArray[np.float64],
-    half_size: NDArray[np.float64],
-    valid: NDArray[np.bool_],
+    agents: AgentBoxes,
     a: int,
     boxes: NDArray[np.float64],
     speed: NDArray[np.float64],
+    windows: NDArray[np.float64],
     steps: int,
 ) -> tuple[int, int]:
     """Start step and look-ahead of the first projected contact with agent a, or (-1, 0)."""
-    for k in range(min(steps, len(boxes))):
-        if speed[k] < _TTC_MIN_MPS:
+    pose, half_size, valid = agents.pose, agents.half_size, agents.valid
+    last = min(steps, len(boxes))
+    for w in range(min(len(windows) - 1, agents.windows.shape[1])):
+        if apart(agents.windows[a, w], windows[w]):
             continue
-        cos, sin = boxes[k, 2], boxes[k, 3]
-        for ahead in _TTC_STEPS:
-            t = k + ahead
-            if t >= pose.shape[1] or not valid[a, t]:
+        for k in range(WINDOW_STEPS * w, min(WINDOW_STEPS * (w + 1), last)):
+            if speed[k] < _TTC_MIN_MPS:
                 continue
-            shift = ahead * _STEP_S * speed[k]
-            x, y = boxes[k, 0] + shift * cos, boxes[k, 1] + shift * sin
-            if _touches(pose, half_size, a, t, x, y, cos, sin, EGO_HALF_LENGTH_M):
-                return k, ahead
+            cos, sin = boxes[k, 2], boxes[k, 3]
+            for ahead in _TTC_STEPS:
+                t = k + ahead
+                if t >= pose.shape[1] or not valid[a, t]:
+                    continue
+                shift = ahead * _STEP_S * speed[k]
+                x, y = boxes[k, 0] + shift * cos, boxes[k, 1] + shift * sin
+                if _touches(pose, half_size, a, t, x, y, cos, sin, EGO_HALF_LENGTH_M):
+                    return k, ahead
     return -1, 0
 
 
@@ -207,7 +210,7 @@ def ttc_score(
     boxes: NDArray[np.float64],
     speed: NDArray[np.float64],
     areas: NDArray[np.uint8],
-    bounds: tuple[float, float, float, float],
+    windows: NDArray[np.float64],
     steps: int,
 ) -> tuple[float, float]:
     """TTC {0, 1} of one plan, and the start step of the first failure (inf: none).
@@ -217,12 +220,12 @@ def ttc_score(
     lanes, off the road or in an intersection. Arguments as in :func:`collision_score`; besides, `speed` ``[K]`` (m/s)
     and the number of start steps (41 in v1.1, 32 in v2).
     """
-    pose, half_size, valid, agent_bounds = agents.pose, agents.half_size, agents.valid, agents.bounds
+    pose = agents.pose
     score, first = 1.0, np.inf
     for a in range(len(pose)):
-        if _apart(agent_bounds, a, bounds[0], bounds[1], bounds[2], bounds[3]):
+        if apart(agents.bounds[a], windows[-1]):
             continue
-        k, ahead_steps = _first_ttc_hit(pose, half_size, valid, a, boxes, speed, steps)
+        k, ahead_steps = _first_ttc_hit(agents, a, boxes, speed, windows, steps)
         if k < 0:
             continue
         t = k + ahead_steps
@@ -235,15 +238,35 @@ def ttc_score(
 
 
 @njit(cache=True, nogil=True)
-def light_score(lights: RedLights, boxes: NDArray[np.float64]) -> float:
-    """TLC {0, 1} of v2: 0 iff the ego box touches a connector while it is red, whichever way it came."""
+def light_bounds(lights: RedLights) -> NDArray[np.float64]:
+    """Axis-aligned boxes ``[R, 4]`` outside of which no ego box centre lies when its box touches the connector."""
+    bounds = np.empty((len(lights.active), 4))
+    bounds[:, :2], bounds[:, 2:] = np.inf, -np.inf
+    for r in range(len(bounds)):
+        for v in range(lights.offsets[r], lights.offsets[r + 1]):
+            for d in range(2):
+                bounds[r, d] = min(bounds[r, d], lights.xy[v, d] - EGO_RADIUS_M - 1e-6)
+                bounds[r, 2 + d] = max(bounds[r, 2 + d], lights.xy[v, d] + EGO_RADIUS_M + 1e-6)
+    return bounds
+
+
+@njit(cache=True, nogil=True)
+def light_score(lights: RedLights, bounds: NDArray[np.float64], boxes: NDArray[np.float64]) -> float:
+    """TLC {0, 1} of v2: 0 iff the ego box touches a connector while it is red, whichever way it came.
+
+    Args:
+        lights: The connectors.
+        bounds: Their :func:`light_bounds`; only speeds up.
+        boxes: ``[K, 4]`` ego box centre x, y, cos, sin.
+    """
     for r in range(len(lights.active)):
         xy = lights.xy[lights.offsets[r] : lights.offsets[r + 1]]
         if len(xy) < 3:
             continue
         for k in range(min(len(boxes), lights.active.shape[1])):
-            if lights.active[r, k] and polygon_touches_box(
-                xy, boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3], EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M
-            ):
+            x, y = boxes[k, 0], boxes[k, 1]
+            if not lights.active[r, k] or not (bounds[r, 0] <= x <= bounds[r, 2] and bounds[r, 1] <= y <= bounds[r, 3]):
+                continue
+            if polygon_touches_box(xy, x, y, boxes[k, 2], boxes[k, 3], EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M):
                 return 0.0
     return 1.0

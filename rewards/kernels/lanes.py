@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rewards.kernels.boxes import EGO_HALF_LENGTH_M, EGO_HALF_WIDTH_M
 from rewards.kernels.polygons import DRIVABLE, INTERSECTION, LANE, ROUTE_LANE
-from rewards.kernels.progress import project
+from rewards.kernels.progress import near_segment
 
 __all__ = [
     "CENTER_IN_INTERSECTION",
@@ -144,15 +144,22 @@ def direction_score(centres: NDArray[np.float64], areas: NDArray[np.uint8], igno
 
 @njit(cache=True, nogil=True)
 def keeps_lane(
-    centres: NDArray[np.float64], areas: NDArray[np.uint8], xy: NDArray[np.float64], length: NDArray[np.float64]
+    centres: NDArray[np.float64], areas: NDArray[np.uint8], xy: NDArray[np.float64], groups: NDArray[np.float64]
 ) -> bool:
-    """LK of v2: never 20 counted steps in a row more than 0.5 m from the centreline; intersections are skipped."""
-    away = 0
+    """LK of v2: never 20 counted steps in a row more than 0.5 m from the centreline; intersections are skipped.
+
+    Args:
+        centres: ``[K, 2]`` box centres.
+        areas: ``[K]`` area bits.
+        xy: ``[C, 2]`` centreline.
+        groups: Its :func:`rewards.kernels.progress.segment_groups`.
+    """
+    away, segment = 0, -1
     for k in range(len(centres)):
         if areas[k] & CENTER_IN_INTERSECTION:
             continue
-        distance = project(xy, length, centres[k, 0], centres[k, 1])[1]
-        away = away + 1 if distance > _LANE_DISTANCE_M else 0
+        segment = near_segment(xy, groups, centres[k, 0], centres[k, 1], _LANE_DISTANCE_M, segment)
+        away = away + 1 if segment < 0 else 0
         if away >= _LANE_STEPS:
             return False
     return True

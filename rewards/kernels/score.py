@@ -11,7 +11,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rewards.kernels.boxes import REAR_AXLE_TO_CENTER_M
-from rewards.kernels.collisions import AgentBoxes, RedLights, collision_score, light_score, plan_bounds, ttc_score
+from rewards.kernels.collisions import (
+    AgentBoxes,
+    RedLights,
+    collision_score,
+    light_bounds,
+    light_score,
+    ttc_score,
+)
 from rewards.kernels.comfort import comfort_tests
 from rewards.kernels.lanes import (
     CENTER_IN_INTERSECTION,
@@ -22,8 +29,9 @@ from rewards.kernels.lanes import (
     keeps_lane,
 )
 from rewards.kernels.polygons import PolygonIndex, locate
-from rewards.kernels.progress import project
+from rewards.kernels.progress import nearest, segment_groups
 from rewards.kernels.simulate import NUM_STATES, STATE_SIZE
+from rewards.kernels.windows import plan_windows
 from rlhf_drive.errors import DataError
 
 __all__ = ["NO_LIGHTS", "V1_RULES", "V2_RULES", "Road", "ScoreRules", "StateMetrics", "score_states"]
@@ -113,6 +121,8 @@ def _score(
 ) -> None:
     """Rows of `values`: nc, dac, ddc, ttc, c, tlc, lk, progress_m, first fault step, first TTC step."""
     flags = road.polygons.flags
+    groups = segment_groups(road.centerline)
+    light_boxes = light_bounds(lights)
     corners = np.zeros(len(flags), dtype=np.int64)
     points = np.empty((6 * states.shape[1], 2))
     found = np.empty((len(points), road.polygons.depth), dtype=np.int64)
@@ -137,21 +147,21 @@ def _score(
         on_road = True
         for k in range(len(plan)):
             on_road = on_road and not areas[b, k] & NON_DRIVABLE
-        bounds = plan_bounds(boxes, speed)
-        values[0, b], values[8, b] = collision_score(agents, plan, boxes, areas[b], bounds)
+        windows = plan_windows(boxes, speed)
+        values[0, b], values[8, b] = collision_score(agents, plan, boxes, areas[b], windows)
         values[1, b] = 1.0 if on_road else 0.0
         values[2, b] = direction_score(boxes, areas[b], ignored)
-        values[3, b], values[9, b] = ttc_score(agents, plan, boxes, speed, areas[b], bounds, ttc_steps)
+        values[3, b], values[9, b] = ttc_score(agents, plan, boxes, speed, areas[b], windows, ttc_steps)
         if comfortable:
             comfort_tests(plan, comfort[b])
         else:
             comfort[b] = True
         values[4, b] = 1.0 if comfort[b].all() else 0.0
-        values[5, b] = light_score(lights, boxes)
-        keeps = not lane_keeping or keeps_lane(boxes, areas[b], road.centerline, road.arclength)
+        values[5, b] = light_score(lights, light_boxes, boxes)
+        keeps = not lane_keeping or keeps_lane(boxes, areas[b], road.centerline, groups)
         values[6, b] = 1.0 if keeps else 0.0
-        start = project(road.centerline, road.arclength, boxes[0, 0], boxes[0, 1])[0]
-        end = project(road.centerline, road.arclength, boxes[-1, 0], boxes[-1, 1])[0]
+        start = nearest(road.centerline, road.arclength, groups, boxes[0, 0], boxes[0, 1])[0]
+        end = nearest(road.centerline, road.arclength, groups, boxes[-1, 0], boxes[-1, 1])[0]
         values[7, b] = max(end - start, 0.0)
 
 

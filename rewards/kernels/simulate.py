@@ -67,15 +67,18 @@ _SPEED_FIT_TRANSPOSED = np.ascontiguousarray(_speed_fit_matrix().T)
 
 @njit(cache=True, nogil=True)
 def _wrap(angle: float) -> float:
-    return (angle + math.pi) % (2.0 * math.pi) - math.pi
+    shifted = angle + math.pi
+    if not 0.0 <= shifted < 2.0 * math.pi:
+        shifted %= 2.0 * math.pi
+    return shifted - math.pi
 
 
 @njit(cache=True, nogil=True)
-def _fit_speed(ref: NDArray[np.float64], speed: NDArray[np.float64]) -> None:
-    """Speed profile ``[40]`` of one reference ``[41, 3]``, into `speed`."""
+def _fit_speed(ref: NDArray[np.float64], direction: NDArray[np.float64], speed: NDArray[np.float64]) -> None:
+    """Speed profile ``[40]`` of one reference ``[41, 3]`` with directions ``[40, 2]`` (cos, sin), into `speed`."""
     speed[:] = 0.0
     for k in range(_STEPS):
-        along = (ref[k + 1, 0] - ref[k, 0]) * math.cos(ref[k, 2]) + (ref[k + 1, 1] - ref[k, 1]) * math.sin(ref[k, 2])
+        along = (ref[k + 1, 0] - ref[k, 0]) * direction[k, 0] + (ref[k + 1, 1] - ref[k, 1]) * direction[k, 1]
         for i in range(_STEPS):
             speed[i] += _SPEED_FIT_TRANSPOSED[k, i] * along
 
@@ -84,7 +87,7 @@ def _fit_speed(ref: NDArray[np.float64], speed: NDArray[np.float64]) -> None:
 def _fit_curvature(
     ref: NDArray[np.float64], speed: NDArray[np.float64], curvature: NDArray[np.float64], work: NDArray[np.float64]
 ) -> None:
-    """Curvature profile ``[40]`` of one reference, into `curvature`.
+    """Curvature profile of one reference, into `curvature` ``[50]``: 40 values, then the last one held.
 
     NAVSIM fits an initial curvature (penalty 1e-10) and 39 rates (penalty 1e-2) to heading changes ``v_k dt kappa_k``.
     In the curvatures themselves the normal equations are tridiagonal: elimination needs no pivoting and is stable.
@@ -105,19 +108,21 @@ def _fit_curvature(
         curvature[k] = previous
     for k in range(_STEPS - 2, -1, -1):
         curvature[k] += work[k] * curvature[k + 1]
+    curvature[_STEPS:] = curvature[_STEPS - 1]
 
 
 @njit(cache=True, nogil=True)
 def _steering_rate(
     state: NDArray[np.float64],
     pose: NDArray[np.float64],
+    direction: NDArray[np.float64],
     acceleration: float,
     curvature: NDArray[np.float64],
     step: int,
 ) -> float:
     """Steering rate (rad/s) of the one-shot lateral LQR over ten steps; the speed is extrapolated at `acceleration`."""
     dx, dy = state[0] - pose[0], state[1] - pose[1]
-    lateral = -dx * math.sin(pose[2]) + dy * math.cos(pose[2])
+    lateral = -dx * direction[1] + dy * direction[0]
     heading = _wrap(state[2] - pose[2])
     steering = state[7]
     # Accumulated transition of (lateral, heading, steering): only these entries differ from identity or zero.
@@ -129,7 +134,7 @@ def _steering_rate(
         turn = travel / _WHEEL_BASE_M
         a01, a02, a12 = a01 + travel, a02 + travel * a12, a12 + turn
         b0, b1, b2 = b0 + travel * b1, b1 + turn * b2, b2 + STEP_S
-        g0, g1 = g0 + travel * g1, g1 - travel * curvature[min(step + k, _STEPS - 1)]
+        g0, g1 = g0 + travel * g1, g1 - travel * curvature[step + k]
     lateral_end = lateral + a01 * heading + a02 * steering + g0
     heading_end = _wrap(heading + a12 * steering + g1)
     rate: float = -(b0 * lateral_end + _HEADING_COST * b1 * heading_end) / (b0 * b0 + _HEADING_COST * b1 * b1 + 1.0)
@@ -137,41 +142,52 @@ def _steering_rate(
 
 
 @njit(cache=True, nogil=True)
-def _advance(state: NDArray[np.float64], acceleration: float, steering_rate: float, after: NDArray[np.float64]) -> None:
-    """One explicit step of the kinematic bicycle: position and heading move with the old speed and steering."""
-    speed, heading, steering = state[3], state[2], state[7]
+def _advance(
+    state: NDArray[np.float64], slope: float, acceleration: float, steering_rate: float, after: NDArray[np.float64]
+) -> float:
+    """One explicit step of the kinematic bicycle: position and heading move with the old speed and steering.
+
+    `slope` is the tangent of the old steering; returns that of the new one.
+    """
+    speed, heading = state[3], state[2]
     after[0] = state[0] + speed * math.cos(heading) * STEP_S
     after[1] = state[1] + speed * math.sin(heading) * STEP_S
-    after[2] = _wrap(heading + speed * math.tan(steering) / _WHEEL_BASE_M * STEP_S)
+    after[2] = _wrap(heading + speed * slope / _WHEEL_BASE_M * STEP_S)
     after[5] = state[5] + _ACCELERATION_BLEND * (acceleration - state[5])
     after[3] = speed + after[5] * STEP_S
     after[4] = 0.0
     after[6] = 0.0
     after[8] = _STEERING_BLEND * steering_rate
-    after[7] = min(max(steering + after[8] * STEP_S, -_MAX_STEERING), _MAX_STEERING)
-    after[9] = after[3] * math.tan(after[7]) / _WHEEL_BASE_M
+    after[7] = min(max(state[7] + after[8] * STEP_S, -_MAX_STEERING), _MAX_STEERING)
+    slope = math.tan(after[7])
+    after[9] = after[3] * slope / _WHEEL_BASE_M
     after[10] = (after[9] - state[9]) / STEP_S
+    return slope
 
 
 @njit(cache=True, nogil=True)
 def _simulate(ego_init: NDArray[np.float64], refs: NDArray[np.float64], states: NDArray[np.float64]) -> None:
+    direction = np.empty((_STEPS, 2))
     speed = np.empty(_STEPS)
-    curvature = np.empty(_STEPS)
+    curvature = np.empty(_STEPS + _LOOKAHEAD)
     work = np.empty(_STEPS)
     for b in range(refs.shape[0]):
         ref, out = refs[b], states[b]
-        _fit_speed(ref, speed)
+        for k in range(_STEPS):
+            direction[k, 0], direction[k, 1] = math.cos(ref[k, 2]), math.sin(ref[k, 2])
+        _fit_speed(ref, direction, speed)
         _fit_curvature(ref, speed, curvature, work)
         out[0] = ego_init
+        slope = math.tan(ego_init[7])
         for i in range(_STEPS):
             target = speed[min(i + _LOOKAHEAD, _STEPS - 1)]
             excess = out[i, 3] - target
             if target <= _STOP_MPS and out[i, 3] <= _STOP_MPS:
-                _advance(out[i], -_STOP_GAIN * excess, 0.0, out[i + 1])
+                slope = _advance(out[i], slope, -_STOP_GAIN * excess, 0.0, out[i + 1])
             else:
                 acceleration = -_SPEED_GAIN * excess
-                rate = _steering_rate(out[i], ref[i], acceleration, curvature, i)
-                _advance(out[i], acceleration, rate, out[i + 1])
+                rate = _steering_rate(out[i], ref[i], direction[i], acceleration, curvature, i)
+                slope = _advance(out[i], slope, acceleration, rate, out[i + 1])
 
 
 def simulate_references(ego_init: NDArray[np.float64], refs_BK3: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -52,17 +52,18 @@ def dense_curvature_profile(ref: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def test_speed_profile_is_the_stated_regularised_fit() -> None:
-    speed = np.empty(40)
-    simulate._fit_speed(curved_reference(), speed)
-    np.testing.assert_allclose(speed, dense_speed_profile(curved_reference()), atol=1e-9)
+    ref, speed = curved_reference(), np.empty(40)
+    simulate._fit_speed(ref, np.stack([np.cos(ref[:40, 2]), np.sin(ref[:40, 2])], axis=1), speed)
+    np.testing.assert_allclose(speed, dense_speed_profile(ref), atol=1e-9)
 
 
 def test_curvature_profile_equals_the_dense_normal_equations() -> None:
     ref = curved_reference()
     v = dense_speed_profile(ref)
-    curvature = np.empty(40)
+    curvature = np.empty(50)
     simulate._fit_curvature(ref, v, curvature, np.empty(40))
-    np.testing.assert_allclose(curvature, dense_curvature_profile(ref, v), atol=1e-9)
+    np.testing.assert_allclose(curvature[:40], dense_curvature_profile(ref, v), atol=1e-9)
+    assert (curvature[40:] == curvature[39]).all()
 
 
 def dense_steering_rate(state: np.ndarray, pose: np.ndarray, accel: float, kappa: np.ndarray, step: int) -> float:
@@ -86,7 +87,8 @@ def test_steering_rate_equals_the_dense_one_shot_regulator(step: int) -> None:
     rng = np.random.default_rng(step)
     state = np.concatenate([rng.normal(0, 0.3, 3), [7.0, 0, 0.4, 0, 0.05, 0, 0, 0]])
     pose, kappa = rng.normal(0, 0.2, 3), rng.normal(0, 0.05, 40)
-    got = simulate._steering_rate(state, pose, -0.8, kappa, step)
+    direction = np.array([np.cos(pose[2]), np.sin(pose[2])])
+    got = simulate._steering_rate(state, pose, direction, -0.8, np.append(kappa, np.full(10, kappa[-1])), step)
     assert got == pytest.approx(dense_steering_rate(state, pose, -0.8, kappa, step), abs=1e-12)
 
 
