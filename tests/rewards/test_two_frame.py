@@ -70,15 +70,16 @@ def test_previous_frame_counts_where_epdms_can_compare_with_it(scenes: list[Scen
 
 
 def test_previous_plans_go_only_where_there_is_a_previous_frame(scenes: list[Scene]) -> None:
-    mixed = [scenes[0], unknown(scenes[1]), scenes[2], unknown(scenes[3])]
+    mixed = [unknown(scenes[0]), scenes[1], scenes[2], unknown(scenes[3])]
     service = EndsAlike()
-    now = rows(4, 10.0, 11.0, 20.0, 21.0, 30.0, 31.0, 40.0, 140.0)
-    before = rows(4, 10.0, 0.0, 20.0, 21.0, 0.0, 31.0, 0.0, 0.0)
+    now = rows(4, 10.0, 140.0, 20.0, 21.0, 30.0, 150.0, 40.0, 41.0)
+    before = rows(4, 10.0, 0.0, 20.0, 21.0, 0.0, 150.0, 0.0, 0.0)
     scores = score_frames(service, mixed, now, before)
     nan = np.nan
-    np.testing.assert_array_equal(scores.component("ec"), [1.0, 0.0, nan, nan, 0.0, 1.0, nan, nan])
-    np.testing.assert_allclose(scores.total, [0.10, 0.11, 0.20, 0.21, 0.30, 0.31, 0.40, nan])
-    assert {row: failure.reason for row, failure in scores.failures.items()} == {7: scenes[3].token}
+    np.testing.assert_array_equal(scores.component("ec"), [nan, nan, 1.0, 1.0, 0.0, 1.0, nan, nan])
+    np.testing.assert_allclose(scores.total, [0.10, nan, 0.20, 0.21, 0.30, nan, 0.40, 0.41])
+    reasons = {row: failure.reason for row, failure in scores.failures.items()}
+    assert reasons == {1: scenes[0].token, 5: scenes[2].token}
     assert service.calls == [(4, True), (4, False)]
 
 
