@@ -18,7 +18,7 @@ _EXIT_S = 10.0
 
 
 def connect(ray: Any, address: str | None, cpus: int) -> bool:
-    """Have a Ray to work with; returns whether it was started here.
+    """Have a Ray to work with; returns whether it was started or joined for this, and is to be left again.
 
     Raises:
         ConfigError: `address` does not answer.
@@ -49,7 +49,7 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"No Ray cluster can be joined at address {address!r}: {error}. Start one with 'ray start --head', or "
+            f"No Ray cluster can be joined at address {address!r}: {str(error).rstrip('.')}. Start one with 'ray start --head', or "
             "leave the address out to use this machine alone."
         ) from error
     return True

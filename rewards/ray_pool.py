@@ -29,6 +29,12 @@ _MAX_THREADS = 32
 """A worker with more threads is replaced: most are stuck in rewards that ran out of time, and cannot be ended."""
 
 
+_NO_START = (
+    "A reward worker did not start within {:g} s. Ray may have too few CPUs free for {} of them: lower workers or "
+    "num_cpus_per_worker, or give it longer."
+)
+
+
 class Worker(Protocol):
     """What a worker is to the pool; each future raises `WorkerLostError` if the worker is gone."""
 
@@ -166,7 +172,7 @@ class WorkerPool:
             if slot.state == "down" and now >= slot.since:
                 self._start(slot)
             elif slot.state == "starting" and now - slot.since > limits.start_s:
-                self._start_failed(slot, WorkerLostError(f"a worker did not start within {limits.start_s:g} s"))
+                self._start_failed(slot, RewardError(_NO_START.format(limits.start_s, len(self.slots))))
             elif slot.shard is None or slot.worker is None:
                 continue
             elif now - slot.since > (limit := limits.call(len(slot.shard.rows))):

@@ -6,7 +6,6 @@ import math
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from types import TracebackType
 
@@ -192,7 +191,7 @@ class RayRewardService:
         except BaseException as error:
             self.close(cancel=True)
             if isinstance(error, Exception):
-                raise _start_error(error, workers, cpus, self._limits.start_s) from error
+                raise _start_error(error) from error
             raise
         return self._dispatcher
 
@@ -204,17 +203,12 @@ def _check_sizes(**values: float) -> None:
             raise ConfigError(f"{name} of the reward service must be at least {least}; got {value + least:g}.")
 
 
-def _start_error(error: Exception, workers: int, cpus: float, start_s: float) -> RlhfDriveError:
+def _start_error(error: Exception) -> RlhfDriveError:
     """Why the workers did not come up, and what to do."""
-    if isinstance(error, FutureTimeoutError):
-        return RewardError(
-            f"Ray did not start {workers} reward workers of {cpus:g} CPUs each within {start_s:g} s. The cluster may "
-            "have fewer CPUs free: lower workers or num_cpus_per_worker."
-        )
     hint = "Every machine needs rlhf-drive in the same version, and the plug-ins under the same paths."
     if isinstance(error, RewardError):
-        return RewardError(f"The reward workers do not start: {error}. {hint}")
-    return ConfigError(f"The reward cannot be built on a Ray worker: {error} {hint}")
+        return RewardError(f"The reward workers do not start: {str(error).rstrip('.')}. {hint}")
+    return ConfigError(f"The reward cannot be built on a Ray worker: {str(error).rstrip('.')}. {hint}")
 
 
 def _copied(plans: Trajectories) -> Trajectories:

@@ -282,6 +282,8 @@ def test_start_that_takes_too_long_is_ended(start: Start) -> None:
         return worker
 
     bench = start(make, workers=1, limits=dataclasses.replace(LIMITS, start_s=0.2))
+    with pytest.raises(RewardError, match=r"did not start within 0\.2 s.*too few CPUs free for 1 of them"):
+        bench.dispatcher.ready.result(WAIT_S)
     assert bench.score(job_of(3)).total.tolist() == expected(3)
     assert bench.made[0].killed
 
