@@ -74,7 +74,11 @@ def prepare_ego(reference: SceneReference) -> NDArray[np.float64]:
 
 
 def prepare_road(reference: SceneReference) -> Road:
-    """Map polygons with their roles and the centreline, in the t=0 ego frame."""
+    """Map polygons with their roles and the centreline, in the t=0 ego frame.
+
+    Raises:
+        DataError: All points of the centreline are in one place.
+    """
     origin = reference.ego_init[:3]
     lane = np.isin(reference.map_layer, _LANE_LAYERS)
     flags = (
@@ -84,6 +88,10 @@ def prepare_road(reference: SceneReference) -> Road:
         + INTERSECTION * (reference.map_layer == MapLayer.INTERSECTION)
     ).astype(np.uint8)
     polygons = build_polygon_index(_points_in_frame(reference.map_xy, origin), reference.map_offsets, flags)
+    if (reference.centerline[:, :2] == reference.centerline[0, :2]).all():
+        raise DataError(
+            f"SceneReference.centerline has {len(reference.centerline)} points in one place; progress needs a line."
+        )
     line = _points_in_frame(reference.centerline[:, :2], origin)
     return Road(polygons, line, arclengths(line))
 
@@ -138,7 +146,8 @@ def prepare_scene(reference: SceneReference) -> PreparedScene:
     """Everything of a scene that does not depend on the plan.
 
     Raises:
-        DataError: `pdm_reference_v1` has not been computed yet, or its simulation is not finite.
+        DataError: `pdm_reference_v1` has not been computed yet, or its simulation is not finite; or as
+            :func:`prepare_road`.
     """
     if reference.pdm_reference_v1.shape != (NUM_STATES, 3):
         raise DataError(

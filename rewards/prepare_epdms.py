@@ -19,6 +19,7 @@ from rlhf_drive.scenes import SceneReference, to_ego_frame
 __all__ = ["HumanScores", "PreparedEpdms", "PreviousFrame", "prepare_epdms", "prepare_history", "prepare_traffic"]
 
 _HISTORY_STEP_US = 100_000
+_LONGEST_PAST_US = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def prepare_history(reference: SceneReference) -> NDArray[np.float64]:
     uses 15. Headings are relative to t=0 and continuous.
 
     Raises:
-        DataError: The scene has no past.
+        DataError: The scene has no past, or its times do not rise, or do not lead up to t=0 within 10 s.
     """
     if len(reference.past_states) < 2:
         raise DataError(
@@ -113,6 +114,12 @@ def prepare_history(reference: SceneReference) -> NDArray[np.float64]:
     times = reference.past_times_us
     if (np.diff(times) <= 0).any():
         raise DataError(f"SceneReference.past_times_us must rise; got {times.tolist()}.")
+    span, late = int(times[-1] - times[0]), abs(int(times[-1]) - reference.t0_us)
+    if late >= _HISTORY_STEP_US or not 2 * _HISTORY_STEP_US < span < _LONGEST_PAST_US:
+        raise DataError(
+            f"SceneReference.past_times_us must lead up to t0_us within {_LONGEST_PAST_US * 1e-6:g} s; got "
+            f"{(times - reference.t0_us).tolist()} us relative to it. Give both from one clock."
+        )
     query = np.arange(times[0], times[-1], _HISTORY_STEP_US, dtype=np.int64)[:-1]
     at, known = (query - times[0]).astype(np.float64), (times - times[0]).astype(np.float64)
     heading = np.unwrap(reference.past_states[:, 2] - reference.ego_init[2])

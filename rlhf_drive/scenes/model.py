@@ -106,6 +106,14 @@ def _check_offsets(obj: object, name: str, total: int, items: int) -> None:
         )
 
 
+def _check_codes(obj: object, name: str, codes: type[IntEnum]) -> None:
+    """Every value must be a member of an enumeration."""
+    values = getattr(obj, name)
+    unknown = values[~np.isin(values, list(codes))]
+    if len(unknown):
+        raise DataError(f"{type(obj).__name__}.{name} holds {int(unknown[0])}, which is no {codes.__name__}.")
+
+
 @dataclass(frozen=True)
 class Observation:
     """All that a policy may see. Frame: ego rear axle at t=0, x forward, y left; metres, seconds, radians; float32.
@@ -256,6 +264,10 @@ class SceneReference:
             _checked(self, name, (None, 3), np.float64)
         if len(self.centerline) < 2:
             raise DataError(f"SceneReference.centerline needs at least two points; got {len(self.centerline)}.")
+        if (self.agent_size < 0.0).any():
+            raise DataError(f"SceneReference.agent_size must not be negative; got {self.agent_size.min():g} m.")
+        _check_codes(self, "map_layer", MapLayer)
+        _check_codes(self, "agent_type", AgentType)
         if len(self.map_layer) == 0:
             raise DataError("SceneReference holds no map polygon: an empty map would make every plan leave the road.")
         object.__setattr__(self, "t0_us", int(self.t0_us))
