@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rewards import LocalRewardService, Reward, RewardSpec, Scores, build_reward
+from rewards import (
+    Failure,
+    LocalRewardService,
+    Reward,
+    RewardSpec,
+    RewardStats,
+    ScorerInfo,
+    Scores,
+    build_reward,
+)
 from rewards.pdm_closed import attach_references
 from rewards.plan_text import format_plan, parse_plan, scene_prompt
 from rlhf_drive.errors import ConfigError, DataError
@@ -93,6 +102,32 @@ def test_row_the_service_cannot_score_is_none(scenes: dict[str, Scene]) -> None:
     )
     assert values == [None]
     assert "cannot be prepared" in extra["driving_failure"][0]
+
+
+class OneRowFails:
+    """A service whose second row is invalid although a component of it has a value."""
+
+    def score(self, scenes: Any, trajectories: Trajectories, previous: Any = None) -> Scores:
+        components, total = np.array([[1.0], [0.2], [0.5]]), np.array([1.0, np.nan, 0.5])
+        failure = {1: Failure("mine", "raised", "no luck")}
+        return Scores(("nc",), components, total, np.array([True, False, True]), ScorerInfo("x", "1"), failure)
+
+    def submit(self, scenes: Any, trajectories: Trajectories, previous: Any = None) -> Any: ...
+    def close(self) -> None: ...
+
+    stats = RewardStats()
+
+
+def test_means_are_those_of_the_scored_rows(scenes: dict[str, Scene]) -> None:
+    metrics: dict[str, float] = {}
+    values = as_trl_reward(OneRowFails(), scenes)(
+        prompts=[""] * 4,
+        completions=[*[format_plan(straight(5.0))] * 3, "?"],
+        scene=[next(iter(scenes))] * 4,
+        log_metric=metrics.__setitem__,
+    )
+    assert values == [1.0, None, 0.5, None]
+    assert metrics == {"driving/valid_frac": 0.5, "driving/nc": 0.75}
 
 
 def test_scenes_of_a_store(tiny_store: SceneStore) -> None:
