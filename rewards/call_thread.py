@@ -9,11 +9,10 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-__all__ = ["MAX_ABANDONED", "CallThread", "CallTimeoutError", "NoThreadError", "WorkerDiedError"]
+__all__ = ["MAX_ABANDONED", "CallStoppedError", "CallThread", "CallTimeoutError", "NoThreadError", "WorkerDiedError"]
 
 MAX_ABANDONED = 64
 """Calls of one function that may hang at the same time; beyond that it is not called until one of them ends."""
@@ -24,6 +23,10 @@ T = TypeVar("T")
 
 class CallTimeoutError(Exception):
     """A call took longer than it may."""
+
+
+class CallStoppedError(Exception):
+    """Nobody wants the result of a call any more."""
 
 
 class WorkerDiedError(Exception):
@@ -102,7 +105,7 @@ class CallThread:
             CallTimeoutError: The call took longer than `timeout_s`.
             WorkerDiedError: The thread ended, as by ``sys.exit``.
             NoThreadError: `MAX_ABANDONED` calls hang already, or no thread can be started. The call was not made.
-            CancelledError: `stop` was set.
+            CallStoppedError: `stop` was set.
             Exception: Whatever the call raises; KeyboardInterrupt as well.
         """
         with self._turn:
@@ -149,7 +152,7 @@ class CallThread:
         """Return when the job is done; raise when it is late, its thread is dead or nobody wants it any more."""
         while not job.done.wait(self._patience(job)):
             if stop is not None and stop.is_set():
-                raise CancelledError
+                raise CallStoppedError
             if not worker.is_alive() and not job.done.is_set():
                 raise WorkerDiedError("its thread ended")
             if job.deadline is not None and time.monotonic() >= job.deadline + (_GRACE_S if job.awaiting else 0.0):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.call_thread import CallTimeoutError, NoThreadError, WorkerDiedError
+from rewards.call_thread import CallStoppedError, CallTimeoutError, NoThreadError, WorkerDiedError
 from rewards.carriers import FailureKind
 from rewards.partly_scored import PartlyScoredError
 
@@ -170,6 +170,8 @@ class _Search:
         except WorkerDiedError as error:
             self._split(start, stop, began, "worker_died", str(error))
             return
+        except CallStoppedError:  # by whoever waits for the rows, so they are no matter of the function's
+            raise
         except Exception as error:  # user code may raise anything; what it raises becomes data
             self._split(start, stop, began, "raised", describe_error(error))
             return

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.call_thread import CallStoppedError
 from rewards.carriers import Scores
 from rewards.compose import Reward
 from rewards.prepared_scenes import PreparedScenes
@@ -211,6 +212,13 @@ class LocalRewardService:
                 self._submitted.discard(threading.current_thread())
 
     def _score(self, batch: Batch, stop: threading.Event) -> Scores:
+        """The scores; CancelledError where `stop` is set before they are there."""
+        try:
+            return self._score_columns(batch, stop)
+        except CallStoppedError:
+            raise CancelledError("the reward service was closed") from None
+
+    def _score_columns(self, batch: Batch, stop: threading.Event) -> Scores:
         """The scorer on all scenes, then each user reward on the rows that are left."""
         two_frame = [term.name for term in (*self.reward.gates, *self.reward.terms) if term.two_frame]
         check_trajectories(batch.trajectories, len(batch.scenes), batch.previous, two_frame=two_frame)
@@ -251,7 +259,7 @@ class LocalRewardService:
 
         def run(scene_rows: SceneRows, rows: NDArray[np.int64]) -> ScoredRows:
             if stop.is_set():
-                raise CancelledError
+                raise CallStoppedError
             return scene_rows.score(rows)
 
         for scene_index, of_scene in parts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rewards import isolation
-from rewards.call_thread import CallTimeoutError, NoThreadError, WorkerDiedError
+from rewards.call_thread import CallStoppedError, CallTimeoutError, NoThreadError, WorkerDiedError
 from rewards.isolation import GIVE_UP_AFTER, OutputError, Pace, RowFailure, call_isolated
 from rewards.partly_scored import PartlyScoredError
 
@@ -178,6 +179,22 @@ def test_call_that_cannot_be_made_gives_up_the_rest_untried() -> None:
     assert values[:9, 0].tolist() == list(range(10, 19))  # 3 rows, then 6
     assert failures == dict.fromkeys(range(19, 60), ("timeout", "given up untried: 64 earlier calls still hang"))
     assert (len(made), len(refused)) == (2, 1)
+
+
+def test_future_that_the_function_finds_cancelled_is_its_own_matter() -> None:
+    def function(rows: Rows) -> Any:
+        raise CancelledError
+
+    _, failures = call_isolated(function, np.arange(2), 1)
+    assert failures == dict.fromkeys((0, 1), ("raised", "CancelledError"))
+
+
+def test_calls_that_are_stopped_are_no_failures() -> None:
+    def call(work: Callable[[], Any], finish: Callable[[Any], Any]) -> Any:
+        raise CallStoppedError
+
+    with pytest.raises(CallStoppedError):
+        call_isolated(lambda rows: rows, np.arange(2), 1, call=call)
 
 
 def test_exit_in_the_calling_thread_becomes_data() -> None:
