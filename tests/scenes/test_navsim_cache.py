@@ -365,6 +365,28 @@ def test_time_and_place_of_the_reference_are_the_official_ones(navsim_golden: Pa
     np.testing.assert_allclose(mine.reference.pdm_reference_v1[4], want, atol=2e-6)
 
 
+def test_heading_of_the_reference_turns_the_short_way(navsim_golden: Path, tmp_path: Path) -> None:
+    """From 3.1 to -3.1 rad through pi, half a step on."""
+    ref = some_reference(navsim_golden)
+    cache = metric_cache(ref, "v1.1")
+    (states,) = cache.trajectory.args
+    for k, state in enumerate(states):
+        state._time_point.values["time_us"] += 50_000
+        state._car_footprint.rear_axle.values["heading"] = np.float64(3.1 if k % 2 else -3.1)
+    mine = read_navsim_cache(STAND.dump(tmp_path / "a" / "b" / "t" / "metric_cache.pkl", cache))
+    heading = mine.reference.pdm_reference_v1[1:, 2]
+    np.testing.assert_allclose(np.cos(heading), -1.0, atol=1e-9)
+
+
+def test_a_road_block_called_like_a_route_lane_is_not_on_the_route(navsim_golden: Path, tmp_path: Path) -> None:
+    ref = some_reference(navsim_golden)
+    cache = metric_cache(ref, "v1.1", map_tokens=["7"] * len(ref.map_layer))
+    mine = read_navsim_cache(STAND.dump(tmp_path / "a" / "b" / "t" / "metric_cache.pkl", cache)).reference
+    lanes = np.isin(ref.map_layer, (MapLayer.LANE, MapLayer.LANE_CONNECTOR))
+    assert 0 < lanes.sum() < len(lanes)
+    np.testing.assert_array_equal(mine.map_on_route, lanes)
+
+
 @pytest.mark.parametrize(("version", "other"), [VERSIONS, VERSIONS[::-1]])
 def test_cache_of_the_other_version_is_named(navsim_golden: Path, version: str, other: str) -> None:
     path = folder_of(navsim_golden, version) / "log" / "unknown" / "pub_curve_101" / "metric_cache.pkl"
@@ -439,6 +461,7 @@ def test_caches_that_are_not_as_navsim_writes_them(
     assert str(caught.value).startswith(f"{path}: is no metric cache of NAVSIM v2.2 that can be scored: ")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in linearrings")
 def test_caches_with_numbers_that_are_none(navsim_golden: Path, tmp_path: Path) -> None:
     ref = some_reference(navsim_golden)
     state, center, xy = ref.ego_init.copy(), ref.centerline.copy(), ref.map_xy.copy()
@@ -461,7 +484,7 @@ def test_caches_with_numbers_that_are_none(navsim_golden: Path, tmp_path: Path) 
         read_navsim_cache(STAND.dump(tmp_path / "metric_cache.pkl", broken))
     broken = metric_cache(ref, "v1.1")
     broken.centerline.args[0][1:] = []
-    with pytest.raises(DataError, match="centerline needs at least two points"):
+    with pytest.raises(DataError, match="centerline needs at least two"):
         read_navsim_cache(STAND.dump(tmp_path / "metric_cache.pkl", broken))
 
 
@@ -539,6 +562,8 @@ def test_two_caches_of_one_token(caches: Path) -> None:
     with pytest.raises(DataError, match=rf"Token '{TOKENS[0]}' has two metric caches"):
         navsim_cache_files(caches)
     metadata(caches, [str(twin)])
+    assert navsim_cache_files(caches) == [(TOKENS[0], twin)]
+    metadata(caches, [f"other/unknown/{TOKENS[0]}/metric_cache.pkl"])
     assert navsim_cache_files(caches) == [(TOKENS[0], twin)]
     metadata(caches, [str(twin), str(paths_of(caches)[TOKENS[0]])])
     with pytest.raises(DataError, match=rf"Token '{TOKENS[0]}' is listed with two metric caches"):

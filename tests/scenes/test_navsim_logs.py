@@ -88,13 +88,16 @@ def test_a_log_gives_back_the_observation_it_was_made_of(tmp_path: Path, scene: 
 
 
 def test_history_and_future_of_a_log(tmp_path: Path, scene: Scene) -> None:
-    frames = read_navsim_log(written(tmp_path / "log.pkl", frames_of(scene)))
+    content = frames_of(scene)
+    content[1]["ego_dynamic_state"] = [0.1, 0.2, 0.3, 0.4]
+    frames = read_navsim_log(written(tmp_path / "log.pkl", content))
     np.testing.assert_allclose(human_poses_at(frames, 3), scene.reference.human_poses, atol=1e-9)
     times, states = past_states_at(frames, 3)
     assert times.tolist() == TIMES[:4]
     want = drive(scene)[:4].copy()
+    want[1, 3:7] = 0.1, 0.2, 0.3, 0.4
     want[:, 3:7] = want[:, 3:7].astype(np.float32)  # NAVSIM keeps velocities and accelerations in float32
-    np.testing.assert_allclose(states, want, atol=1e-12)
+    np.testing.assert_allclose(states, want, rtol=0, atol=1e-9)
 
 
 def test_yaw_is_the_one_navsim_takes(tmp_path: Path, scene: Scene) -> None:

@@ -132,7 +132,9 @@ def read_navsim_cache(
     try:
         return _CacheReader(path, value, found).read()
     except (NotAsWrittenError, ValueError) as error:
-        raise DataError(f"{path}: is no metric cache of NAVSIM {found} that can be scored: {error}.") from error
+        raise DataError(
+            f"{path}: is no metric cache of NAVSIM {found} that can be scored: {str(error).rstrip('.')}."
+        ) from error
 
 
 @dataclass(frozen=True)
