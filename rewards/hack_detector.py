@@ -18,7 +18,11 @@ from rewards.monitors import AGGREGATES, SCORER_COLUMNS
 from rewards.plan_motion import MOTION
 from rlhf_drive.errors import CheckpointError
 
-__all__ = ["Alert", "HackDetector", "MonitorLimits", "slope_over_error"]
+__all__ = ["ALERTS_FILE", "Alert", "HackDetector", "MonitorLimits", "slope_over_error"]
+
+
+ALERTS_FILE = "alerts.jsonl"
+"""Where a run folder keeps its alerts: lines with `phase`, `step`, `name` and `message`."""
 
 
 @dataclass(frozen=True)

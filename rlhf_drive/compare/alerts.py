@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rewards.hack_detector import ALERTS_FILE
 from rlhf_drive.errors import DataError
 
-__all__ = ["ALERTS_FILE", "read_alerts"]
-
-ALERTS_FILE = "alerts.jsonl"
-"""Name of the file in the run folder; each line holds `phase`, `step`, `name` and `message`."""
+__all__ = ["read_alerts"]
 
 
 def read_alerts(run_dir: str | Path) -> list[dict[str, Any]] | None:

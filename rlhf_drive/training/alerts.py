@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rewards.hack_detector import Alert
+from rewards.hack_detector import ALERTS_FILE, Alert
 
-__all__ = ["ALERTS_FILE", "AlertLog"]
-
-ALERTS_FILE = "alerts.jsonl"
-"""Name of the file in the run folder."""
+__all__ = ["AlertLog"]
 
 
 class AlertLog:
     """Appends alerts to a run folder; a line is ``{"phase": "rl-seed0", "step": 20, "name": …, "message": …}``."""
 
     def __init__(self, run_dir: str | Path) -> None:
+        """Open the file of `run_dir`; that it is there and empty says that the run was watched and nothing seen."""
         self._path = Path(run_dir) / ALERTS_FILE
+        self._path.touch()
 
     def add(self, alert: Alert, *, phase: str) -> None:
         """Write one line."""
@@ -27,8 +26,6 @@ class AlertLog:
 
     def resume(self, step: int, *, phase: str) -> None:
         """Drop the alerts of `phase` after `step`, and a line that a killed run left unfinished."""
-        if not self._path.exists():
-            return
         kept = []
         for line in self._path.read_text("utf-8").splitlines(keepends=True):
             entry = json.loads(line) if line.endswith("\n") else None

@@ -37,13 +37,14 @@ class RunJournal:
     """Terminal."""
     phase: str
     """Name of the phase in the files."""
-    alerts: AlertLog
-    """Warnings."""
+    alerts: AlertLog | None = None
+    """Warnings; None for a phase that is not watched."""
 
     def resume(self, step: int) -> None:
         """Drop lines and alerts after `step`."""
         self.writer.resume(step, phase=self.phase)
-        self.alerts.resume(step, phase=self.phase)
+        if self.alerts is not None:
+            self.alerts.resume(step, phase=self.phase)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show."""
@@ -52,5 +53,6 @@ class RunJournal:
 
     def warn(self, alert: Alert) -> None:
         """Write and print."""
-        self.alerts.add(alert, phase=self.phase)
+        if self.alerts is not None:
+            self.alerts.add(alert, phase=self.phase)
         self.table.note(f"warning, {self.phase} step {alert.step}: {alert.message}")

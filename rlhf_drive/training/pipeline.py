@@ -113,7 +113,7 @@ class _Run:
         with LiveTable("sft", total, SFT_COLUMNS) as table:
             result = train_sft(
                 policy, train, heldout, settings, stage, accelerator=self.accelerator, features=self.features,
-                journal=RunJournal(self.writer, table, "sft", AlertLog(self.folder.path)),
+                journal=RunJournal(self.writer, table, "sft"),
             )  # fmt: skip
         self.folder.mark_done("sft", asdict(result), time.monotonic() - self.started)
         print_info(

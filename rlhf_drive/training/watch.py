@@ -11,6 +11,7 @@ import numpy as np
 from rewards.hack_detector import Alert, HackDetector
 from rewards.monitors import batch_monitors
 from rewards.service import RewardService
+from rewards.two_frame import score_frames
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.collect import Experience, Sampling, previous_plans
 from rollout import RolloutService
@@ -85,8 +86,7 @@ class Watch:
         assert self._sampling is not None
         previous = previous_plans(rollouts, self._heldout, self._sampling, step=step)
         plans = rollouts.sample(self._heldout, 1, self._sampling.decoding, step=step).trajectories
-        scores = self._service.score(self._heldout, plans, previous)
-        if not scores.valid.any():
-            return {}
-        epdms, ec = (float(scores.component(name)[scores.valid].mean()) for name in ("epdms", "ec"))
-        return {"heldout/epdms": epdms, "heldout/ec": ec}
+        scores = score_frames(self._service, self._heldout, plans, previous)
+        epdms, ec = (scores.component(name)[scores.valid] for name in ("epdms", "ec"))
+        found = {"heldout/epdms": epdms, "heldout/ec": ec[np.isfinite(ec)]}
+        return {name: float(values.mean()) for name, values in found.items() if len(values)}

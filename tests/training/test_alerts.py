@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rewards.hack_detector import Alert
-from rlhf_drive.training.alerts import ALERTS_FILE, AlertLog
+from rewards.hack_detector import ALERTS_FILE, Alert
+from rlhf_drive.training.alerts import AlertLog
 
 
 def _entries(folder: Path) -> list[tuple[str, int, str]]:
@@ -16,6 +16,7 @@ def _entries(folder: Path) -> list[tuple[str, int, str]]:
 
 def test_resuming_drops_what_came_after_the_checkpoint_in_its_own_phase(tmp_path: Path) -> None:
     log = AlertLog(tmp_path)
+    assert _entries(tmp_path) == []  # watched, and nothing seen
     log.resume(0, phase="rl-seed0")  # nothing there yet
     for phase, step in (("rl-seed0", 5), ("rl-seed0", 9), ("rl-seed1", 9)):
         log.add(Alert("reversal", "plans reverse", step), phase=phase)
