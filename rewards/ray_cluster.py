@@ -49,8 +49,8 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"No Ray cluster can be joined at address {address!r}: {str(error).rstrip('.')}. Start one with 'ray start --head', or "
-            "leave the address out to use this machine alone."
+            f"No Ray cluster can be joined at address {address!r}: {str(error).rstrip('.')}. Start one with "
+            "'ray start --head', or leave the address out to use this machine alone."
         ) from error
     return True
 

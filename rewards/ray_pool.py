@@ -25,8 +25,8 @@ __all__ = ["Limits", "Owner", "Slot", "Worker", "WorkerPool"]
 
 _PING_EVERY_S = 0.5
 _START_TRIES = 4
-_MAX_THREADS = 32
-"""A worker with more threads is replaced: most are stuck in rewards that ran out of time, and cannot be ended."""
+_MAX_ABANDONED = 32
+"""A worker that has left more threads behind is replaced: they hang in users' rewards and cannot be ended."""
 
 
 _NO_START = (
@@ -256,7 +256,7 @@ class WorkerPool:
         result = future.result()
         slot.cached_bytes = result.cached_bytes
         self._owner.scored(shard, result)
-        if result.threads > _MAX_THREADS:
+        if result.abandoned > _MAX_ABANDONED:
             self._replace(slot)
 
     def _answered(self, slot: Slot, future: Future[None]) -> None:

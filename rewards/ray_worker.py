@@ -81,8 +81,8 @@ class ShardResult:
     """By how much the counts of `RewardStats` grew that only the worker knows: `prepared`, `timeouts`, `abandoned`."""
     cached_bytes: int
     """Memory of the prepared scenes it keeps."""
-    threads: int
-    """Threads alive now; those of rewards that ran out of time cannot be ended and stay."""
+    abandoned: int
+    """Calls that the worker has given up since it was started; each leaves a thread behind that may never end."""
 
 
 class WorkerLostError(RewardError):
@@ -135,7 +135,7 @@ class RewardWorker:
         self._forget()
         after = self._service.stats
         counts = {name: getattr(after, name) - getattr(before, name) for name in ("prepared", "timeouts", "abandoned")}
-        return ShardResult(scores, counts, after.cached_bytes, threading.active_count())
+        return ShardResult(scores, counts, after.cached_bytes, after.abandoned)
 
     def ping(self) -> None:
         """Nothing; that it returns shows that the interpreter runs."""

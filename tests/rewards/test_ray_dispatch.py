@@ -39,7 +39,7 @@ def result_of(plans: Trajectories) -> ShardResult:
     """A plan's score is its last x."""
     total = plans.poses[:, -1, 0]
     scores = Scores(("pdms",), total[:, None], total, np.ones(len(total), dtype=bool), INFO)
-    return ShardResult(scores, {"prepared": 1}, 100, 3)
+    return ShardResult(scores, {"prepared": 1}, 100, 0)
 
 
 class StandIn:
@@ -228,9 +228,9 @@ def test_rows_that_kill_raise_or_hang_are_lost_alone(start: Start) -> None:
     assert (bench.dispatcher.stats.deaths, bench.dispatcher.stats.hangs) == (5, 3)
 
 
-def test_worker_with_many_threads_is_replaced_after_its_shard(start: Start) -> None:
+def test_worker_that_left_many_threads_behind_is_replaced_after_its_shard(start: Start) -> None:
     def work(worker: StandIn, plans: Trajectories) -> Future[Any]:
-        return done(dataclasses.replace(result_of(plans), threads=100 if worker.number == 0 else 3))
+        return done(dataclasses.replace(result_of(plans), abandoned=33 if worker.number == 0 else 32))
 
     bench = start(lambda n: StandIn(n, work), workers=1)
     assert bench.score(job_of(40)).total.tolist() == expected(40)

@@ -76,15 +76,15 @@ def test_scene_keeps_its_worker_and_new_ones_go_where_least_are() -> None:
 
 def test_rows_come_back_to_their_places() -> None:
     job = job_of(4)
-    job.put(np.array([3, 1]), scores_of([0.3, np.nan]))
+    job.put(np.array([3, 2]), scores_of([0.3, np.nan]))
     job.give_up(0, Failure("worker", "worker_died", "gone"))
     assert not job.complete
-    job.put(np.array([2]), scores_of([0.2]))
+    job.put(np.array([1]), scores_of([0.1]))
     assert job.complete
     scores = job.scores()
-    np.testing.assert_array_equal(scores.total, [np.nan, np.nan, 0.2, 0.3])
-    assert scores.valid.tolist() == [False, False, True, True]
-    assert {row: failure.kind for row, failure in scores.failures.items()} == {0: "worker_died", 1: "not_finite"}
+    np.testing.assert_array_equal(scores.total, [np.nan, 0.1, np.nan, 0.3])
+    assert scores.valid.tolist() == [False, True, False, True]
+    assert {row: failure.kind for row, failure in scores.failures.items()} == {0: "worker_died", 2: "not_finite"}
 
 
 def test_row_that_comes_back_twice_is_an_error() -> None:
