@@ -303,6 +303,18 @@ def test_logs_are_found_by_name_else_by_token(tmp_path: Path, scene: Scene) -> N
         NavsimLogs(logs).find("other", "token3")
 
 
+def test_only_a_few_logs_stay_in_memory(tmp_path: Path, scene: Scene) -> None:
+    for n in range(7):
+        written(tmp_path / f"log{n}.pkl", frames_of(scene, log=f"log{n}"))
+    logs = NavsimLogs(tmp_path)
+    first = logs.find("log0", "token3")[0]
+    assert logs.find("log0", "token5")[0] is first
+    for n in range(7):
+        assert logs.find(f"log{n}", "token3")[0][3].log == f"log{n}"
+    assert [path.stem for path in logs._latest] == ["log3", "log4", "log5", "log6"]
+    assert logs.find("log0", "token3")[0] is not first
+
+
 def test_caches_and_logs_of_different_data(tmp_path: Path, scene: Scene) -> None:
     caches, logs = both(tmp_path, scene, "v2.2")
     content = frames_of(scene)

@@ -31,6 +31,7 @@ from rlhf_drive.scenes.model import Scene
 __all__ = ["NavsimLogs", "import_navsim"]
 
 _CHUNK = 16
+_KEPT_LOGS = 4
 _MAX_CLOCK_SHIFT_US = 1_000
 _MAX_POSE_SHIFT_M = 1.0
 _CACHING = "Give the folder of NAVSIM's metric caching (run_metric_caching.py) as well."
@@ -142,13 +143,13 @@ def _from_both(cache: NavsimCache, frames: Sequence[NavsimFrame], index: int) ->
 
 
 class NavsimLogs:
-    """The logs of a folder, found by name or token; the latest one stays in memory."""
+    """The logs of a folder, found by name or token; the latest few stay in memory."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         """Where they are."""
         self._paths: dict[str, Path] = {}
-        self._latest: tuple[Path, tuple[NavsimFrame, ...]] | None = None
+        self._latest: dict[Path, tuple[NavsimFrame, ...]] = {}
         self._by_token: dict[str, Path] | None = None
         for path in sorted(self.folder.rglob("*.pkl")):
             if path.stem in self._paths:
@@ -176,9 +177,11 @@ class NavsimLogs:
         return frames, index
 
     def _frames(self, path: Path) -> tuple[NavsimFrame, ...]:
-        if self._latest is None or self._latest[0] != path:
-            self._latest = path, read_navsim_log(path)
-        return self._latest[1]
+        frames = self._latest.pop(path, None) or read_navsim_log(path)
+        self._latest[path] = frames
+        if len(self._latest) > _KEPT_LOGS:
+            del self._latest[next(iter(self._latest))]
+        return frames
 
     def _tokens(self) -> dict[str, Path]:
         """Log of every token; logs that cannot be read have none."""
