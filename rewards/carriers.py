@@ -31,7 +31,7 @@ class Failure:
     """Why a row has no score."""
 
     source: str
-    """What failed: `plan`, `scene`, `scorer`, `worker`, or the column of a gate or term."""
+    """What failed: `plan`, `scene`, `scorer`, `worker`, the column of a gate or term, or their `total`."""
     kind: FailureKind
     """How: the plan holds NaN, the scene cannot be prepared, a function raised, ran out of time, gave NaN or infinity,
     or gave something that is not its values, a component is not available, or the worker died."""

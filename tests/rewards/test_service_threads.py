@@ -142,9 +142,10 @@ def test_what_scoring_raises_arrives_in_the_future() -> None:
             busy.submit([make_scene("a")], plans([1])).result(10.0)
 
 
-def test_close_waits_for_what_was_submitted() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_close_waits_for_what_was_submitted(workers: int) -> None:
     before = set(threading.enumerate())
-    busy = service([RewardSpec("pdms"), RewardSpec("wam_flow")], scorer=stand_in(delay_s=0.2), workers=2)
+    busy = service([RewardSpec("pdms"), RewardSpec("wam_flow")], scorer=stand_in(delay_s=0.2), workers=workers)
     pending = [busy.submit([make_scene("a"), make_scene("b")], plans([1, 2], [0, 1])) for _ in range(2)]
     busy.close()
     assert all(future.done() for future in pending)
