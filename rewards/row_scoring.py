@@ -144,6 +144,7 @@ class UserReward:
         if len(rows) == 0:
             return
         seen = {name: columns[name] for name in components}
+        _ = batch.shown_scenes  # made here, so that the time it takes is not the reward's
         values, found = call_isolated(
             lambda part: self._function(_inputs(batch, seen, part)),
             rows,
