@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 EXCEPTIONS = {("rlhf_drive.training.pipeline", "rlhf_drive.compare")}
 """A pipeline ends with a comparison, so that one module of training may call compare."""
 NO_TORCH = ("rewards", "rlhf_drive.scenes", "rlhf_drive.config", "rlhf_drive.registry", "rlhf_drive.errors", "recipes")
-ONLY_IN_FUNCTIONS = {"httpx2", "navsim", "peft", "ray", "trl", "vllm"}
+ONLY_IN_FUNCTIONS = {"navsim", "peft", "ray", "trl", "vllm"}
 
 
 @dataclass(frozen=True)
