@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_drive.errors import ConfigError
+from rewards.isolation import describe_error
+from rlhf_drive.errors import ConfigError, RewardError
 
 __all__ = ["connect", "wait_for_exit"]
 
@@ -22,6 +23,7 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
 
     Raises:
         ConfigError: `address` does not answer.
+        RewardError: Ray cannot be started here.
     """
     if ray.is_initialized():
         return False
@@ -35,15 +37,15 @@ def connect(ray: Any, address: str | None, cpus: int) -> bool:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     local = {"num_cpus": max(cpus, os.cpu_count() or 1), "object_store_memory": _STORE_BYTES}
-    if address is None:
+    if address in (None, "local"):
         try:
-            ray.init(**quiet, **local)
+            ray.init(address=address, **quiet, **local)
             return True
-        except ValueError:  # there is a cluster to join, for which sizes must not be given
+        except Exception as error:
+            if address == "local" or not isinstance(error, ValueError):
+                raise RewardError(f"Ray cannot be started on this machine: {describe_error(error)}") from error
+            # There is a cluster to join, for which sizes must not be given.
             address = os.environ.get("RAY_ADDRESS") or "auto"
-    if address == "local":
-        ray.init(address="local", **quiet, **local)
-        return True
     _check_reachable(address)
     try:
         ray.init(address=address, **quiet)

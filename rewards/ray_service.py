@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -103,6 +104,7 @@ class RayRewardService:
         self._limits = Limits(timeout_s, len(self.reward.user_terms), start_s, stall_s, call_s)
         self._dispatcher: Dispatcher | None = None
         self._owns_ray = False
+        self._lock = threading.Lock()
         self._stats = RayRewardStats()
         self._start()
 
@@ -144,7 +146,9 @@ class RayRewardService:
         two_frame = [term.name for term in (*self.reward.gates, *self.reward.terms) if term.two_frame]
         try:
             check_trajectories(plans, len(scenes), before, two_frame=two_frame)
-            (self._dispatcher or self._start()).add(job)
+            with self._lock:
+                dispatcher = self._dispatcher or self._start()
+            dispatcher.add(job)
         except RlhfDriveError as error:
             job.future.set_exception(error)
         return job.future
@@ -179,7 +183,7 @@ class RayRewardService:
         ray = import_ray()
         cpus = self._options.num_cpus
         self._owns_ray = connect(ray, self._address, math.ceil(max(self._workers, 1) * cpus))
-        workers = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1) // max(cpus, 1e-3)))
+        workers = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1) // (cpus or 1)))
         scenes = SceneReferences(self._cache_size, _SCENES_BYTES, ray.put)
         self._dispatcher = Dispatcher(
             partial(RayWorker, self._options), scenes.get, ray.is_initialized, self._limits,

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from rewards.ray_cluster import connect, wait_for_exit
-from rlhf_drive.errors import ConfigError
+from rlhf_drive.errors import ConfigError, RewardError
 
 
 class NoRay:
@@ -55,6 +55,42 @@ def test_ray_that_is_in_use_is_taken_and_not_owned() -> None:
             return True
 
     assert connect(InUse, "127.0.0.1:1", 1) is False
+
+
+class Recorder:
+    """A ray that notes what it is asked for, and answers like one that finds a cluster, starts or cannot."""
+
+    def __init__(self, *outcomes: Exception | None) -> None:
+        self.outcomes = list(outcomes)
+        self.calls: list[tuple[object, set[str]]] = []
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, address: str | None = None, **options: object) -> None:
+        self.calls.append((address, set(options) & {"num_cpus", "object_store_memory"}))
+        if (outcome := self.outcomes.pop(0)) is not None:
+            raise outcome
+
+
+def test_cluster_that_runs_is_joined_and_one_started_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    sizes = {"num_cpus", "object_store_memory"}
+    none_runs, one_runs = Recorder(None), Recorder(ValueError("must not be provided"), None)
+    assert connect(none_runs, None, 1) is True
+    assert none_runs.calls == [(None, sizes)]
+    assert connect(one_runs, None, 1) is True
+    assert one_runs.calls == [(None, sizes), ("auto", set())]
+
+
+def test_ray_that_does_not_start_or_answer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RewardError, match="cannot be started on this machine: OSError: no space"):
+        connect(Recorder(OSError("no space")), "local", 1)
+    with pytest.raises(
+        ConfigError, match=r"joined at address 'auto': nobody there\. Start one with 'ray start --head'"
+    ):
+        connect(Recorder(ConnectionError("nobody there.")), "auto", 1)
 
 
 def test_waiting_for_the_end_of_a_process() -> None:
