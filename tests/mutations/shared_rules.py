@@ -34,8 +34,8 @@ AREA_RULES_BROKEN = (
         "points on a boundary are inside",
         AREA_RULES + "test_a_corner_on_a_shared_edge_is_off_the_road",
         POLYGONS,
-        "            if side == 0.0:\n                return False",
-        "            if side == 0.0:\n                return True",
+        "by):\n            return False",
+        "by):\n            return True",
     ),
     broken(
         "multiple lanes although one lane holds all corners",

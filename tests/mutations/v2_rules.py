@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutation import Edit, Mutation, broken
+from mutation import Mutation, broken
 
 __all__ = ["V2_RULES"]
 
@@ -227,10 +227,12 @@ AGGREGATION_RULES = (
         )
         for name in ("nc", "dac", "ddc", "tlc")
     ),
-    Mutation(
-        "EP renormalised after the human filter",
+    broken(
+        "EP renormalised after the human filter (by the 40 m of the forgiven reference)",
         WHOLE + "test_progress_is_not_normalised_anew_after_forgiving",
-        (Edit(EPDMS, "    return raw | forgiven", '    return raw | forgiven | {"ep": raw["ep"] * 0.5}'),),
+        EPDMS,
+        'if human_filter == "on":\n',
+        'if human_filter == "on":\n        columns["ep"] = np.clip(metrics.progress_m / 40.0, 0.0, 1.0)\n',
     ),
     broken(
         "human filter missing",

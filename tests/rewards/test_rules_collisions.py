@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from oracles import contacts
 from oracles.judge import judge, seen_once
 from oracles.tiny_scene import ROUTE_LANE, TWO_LANES, Agent, Polygon, rectangle, straight_states
 
 from rewards.kernels.score import V1_RULES, V2_RULES, ScoreRules
-from rlhf_drive.scenes import MapLayer
+from rlhf_drive.scenes import AgentType, MapLayer
 
 VERSIONS = pytest.mark.parametrize("rules", [V1_RULES, V2_RULES], ids=["v1", "v2"])
 CROSSING: Polygon = (MapLayer.INTERSECTION, False, rectangle(-50, 150, -20, 20))
@@ -171,3 +174,46 @@ def test_off_the_road_at_another_step_does_not_count(rules: ScoreRules) -> None:
     states[0, 30, 1], states[0, 10, 1] = 0.0, -1.5
     beside = seen_once(10, 11.461, 0.5, length=2.0)
     assert judge(beside, states=states, polygons=[ROUTE_LANE, TWO_LANES[2]], rules=rules).nc[0] == 0.0
+
+
+def random_traffic(rng: np.random.Generator) -> list[Agent]:
+    """Road users, bent paths and gaps in sight, around where an ego at 10 m/s drives."""
+    agents = []
+    for _ in range(int(rng.integers(1, 8))):
+        t = 0.1 * np.arange(51)
+        heading = rng.uniform(-math.pi, math.pi) * (rng.random() < 0.4) + rng.uniform(-0.2, 0.2) * t
+        speed = float(rng.choice([0.0, 0.04, 5.0, 9.0, 14.0]))
+        step = 0.1 * speed * np.stack([np.cos(heading), np.sin(heading)], axis=1)
+        xy = rng.uniform((-15.0, -4.0), (45.0, 6.0)) + np.cumsum(step, axis=0) - step[0]
+        start = int(rng.integers(0, 51)) if rng.random() < 0.3 else 0
+        agents.append(
+            Agent(
+                path=np.concatenate([xy, heading[:, None]], axis=1),
+                vx=speed,
+                first_speed=speed,
+                seen=tuple(range(start, int(rng.integers(start + 1, 52)))),
+                kind=AgentType(int(rng.integers(0, 4))),
+                length=rng.uniform(0.2, 8.0),
+                width=rng.uniform(0.2, 2.5),
+            )
+        )
+    return agents
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_first_contacts_suffice(seed: int) -> None:
+    """Against the plain walk through all steps and tokens that keeps a list of the ignored ones, with shapely."""
+    rng = np.random.default_rng(seed)
+    agents = random_traffic(rng)
+    states = straight_states(float(rng.choice([0.0, 4.0, 10.0])), y=rng.uniform(-1.5, 3.0))
+    states[0, :, 2] = rng.uniform(-0.3, 0.3) * np.sin(0.1 * np.arange(41))
+    states[0, :, 3] *= rng.choice([1.0, -1.0])
+    patch: Polygon = (MapLayer.INTERSECTION, False, rectangle(15, 30, -20, 20))
+    polygons = [*TWO_LANES, patch] if seed % 2 else TWO_LANES
+    for rules, steps in ((V1_RULES, 41), (V2_RULES, 32)):
+        metrics = judge(*agents, states=states, polygons=polygons, rules=rules)
+        got = (metrics.nc[0], metrics.first_fault_step[0])
+        assert got == contacts.collisions(states[0], metrics.areas[0], agents)
+        assert (metrics.ttc[0], metrics.first_ttc_step[0]) == contacts.times_to_collision(
+            states[0], metrics.areas[0], agents, steps
+        )
