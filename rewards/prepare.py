@@ -152,7 +152,8 @@ def prepare_scene(reference: SceneReference) -> PreparedScene:
     if reference.pdm_reference_v1.shape != (NUM_STATES, 3):
         raise DataError(
             f"SceneReference.pdm_reference_v1 must be [{NUM_STATES}, 3] to normalise ego progress; got shape "
-            f"{list(reference.pdm_reference_v1.shape)}. Compute it with rewards.pdm_closed.attach_references first."
+            f"{list(reference.pdm_reference_v1.shape)}. Compute it with rewards.pdm_closed.attach_references, "
+            "or, for a NAVSIM metric cache, import the cache of v1.1."
         )
     origin = reference.ego_init[:3].copy()
     road = prepare_road(reference)

@@ -131,7 +131,8 @@ def _check_reference(reference: SceneReference) -> None:
     if reference.pdm_reference_v2.shape != (NUM_STATES, 3):
         raise DataError(
             f"SceneReference.pdm_reference_v2 must be [{NUM_STATES}, 3] to normalise ego progress; got shape "
-            f"{list(reference.pdm_reference_v2.shape)}. Compute it with rewards.pdm_closed.attach_references first."
+            f"{list(reference.pdm_reference_v2.shape)}. Compute it with rewards.pdm_closed.attach_references, "
+            "or, for a NAVSIM metric cache, import the cache of v2.2."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from rewards.carriers import Scores
+from rewards.reward_stats import reward_failures
 from rewards.service import RewardService, check_invalid
 from rlhf_drive.errors import TrainingError
 from rlhf_drive.likelihood import flatten_steps, trace_logp
@@ -60,8 +60,7 @@ def check_likelihood(
 def reward_metrics(scores: Scores, num_generations: int) -> dict[str, float]:
     """Means over valid rows of the reward and its components, the group's best, and the invalid rows by cause."""
     metrics = {"reward/invalid_frac": float(1.0 - scores.valid.mean())}
-    causes = Counter(f"failures/{failure.source}_{failure.kind}" for failure in scores.failures.values())
-    metrics |= {cause: float(count) for cause, count in sorted(causes.items())}
+    metrics |= {f"failures/{cause}": float(count) for cause, count in reward_failures(scores).items()}
     if not scores.valid.any():
         return metrics
     metrics["reward/total"] = float(scores.total[scores.valid].mean())

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf_drive.errors import TrainingError
+from rlhf_drive.errors import DataError, TrainingError
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.checkpoints import restore_folder
 from rlhf_drive.policies.feature_cache import FeatureCache
@@ -81,7 +81,16 @@ class SftResult:
 
 
 def _targets(policy: Policy, scenes: Sequence[Scene]) -> Tensor:
-    """``[S, L]`` tokens of the human plans."""
+    """``[S, L]`` tokens of the human plans.
+
+    Raises:
+        DataError: A scene does not hold what the human drove.
+    """
+    if without := [scene.token for scene in scenes if len(scene.reference.human_poses) == 0]:
+        raise DataError(
+            f"{len(without)} of {len(scenes)} scenes do not hold what the human drove, which SFT imitates; the first "
+            f"is {without[0]!r}. Import metric caches together with their logs."
+        )
     poses = np.stack([scene.reference.human_poses for scene in scenes])
     return torch.from_numpy(policy.tokenizer.encode(poses))
 

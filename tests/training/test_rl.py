@@ -210,8 +210,8 @@ def test_reward_metrics_by_hand() -> None:
     assert found == pytest.approx(
         {
             "reward/invalid_frac": 5 / 9,
-            "failures/part_raised": 2.0,
-            "failures/part_timeout": 3.0,
+            "failures/part/raised": 2.0,
+            "failures/part/timeout": 3.0,
             "reward/total": (0.2 + 0.6 + 0.4 + 1.0) / 4,
             "reward/best_of_group": (0.6 + 0.4 + 1.0) / 3,
             "reward/pdms": (0.2 + 0.6 + 0.4 + 1.0) / 4,
@@ -220,4 +220,4 @@ def test_reward_metrics_by_hand() -> None:
     )
     failure = Failure("scene", "invalid_scene", "no")
     nothing = replace(scores, valid=np.zeros(9, dtype=np.bool_), failures=dict.fromkeys(range(9), failure))
-    assert reward_metrics(nothing, 3) == {"reward/invalid_frac": 1.0, "failures/scene_invalid_scene": 9.0}
+    assert reward_metrics(nothing, 3) == {"reward/invalid_frac": 1.0, "failures/scene/invalid_scene": 9.0}

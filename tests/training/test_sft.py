@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlhf_drive.config import Recipe
-from rlhf_drive.errors import TrainingError
+from rlhf_drive.errors import DataError, TrainingError
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.checkpoints import read_manifest
 from rlhf_drive.policies.feature_cache import FeatureCache
@@ -227,3 +227,11 @@ def test_torch_s_own_generator_is_given_back_as_it_was(bench: Bench) -> None:
     before = torch.get_rng_state()
     bench.run(max_epochs=1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_scenes_without_a_human_drive_are_refused(tiny_store: SceneStore, tiny_recipe: Callable[..., Recipe]) -> None:
+    policy = build_policy(tiny_recipe(), torch.device("cpu"))
+    good, other = tiny_store.split("train")[:2]
+    bare = replace(other.with_reference(human_poses=np.zeros((0, 3))), token="bare")
+    with pytest.raises(DataError, match=r"1 of 2 scenes do not hold what the human drove, .* the first is 'bare'"):
+        heldout_loss(policy, [good, bare], FeatureCache(), "random")
