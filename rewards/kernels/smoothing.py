@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from rewards.kernels.comfort import smoothing_matrix
+from rewards.kernels.simulate import STEP_S
 
-__all__ = ["Stencil", "smooth", "stencil"]
+__all__ = ["Stencil", "smooth", "smoothing_matrix", "stencil"]
+
+
+def smoothing_matrix(samples: int, window: int, order: int, derivative: int = 0) -> NDArray[np.float64]:
+    """``[samples, samples]`` operator of scipy's `savgol_filter` with mode "interp" and 0.1 s between samples.
+
+    Interior rows fit a polynomial of `order` to the window and evaluate it (or its derivative) in the middle, which for
+    an even window lies between two samples; the rows at both ends evaluate the fit of the first and last window.
+
+    Args:
+        samples: Length of the signal, at least `window`.
+        window: Samples in a window.
+        order: Polynomial order.
+        derivative: 0, 1 or 2.
+    """
+    half = window // 2
+
+    def weights(at: float) -> NDArray[np.float64]:
+        fit = np.linalg.pinv(np.vander(np.arange(window) - at, order + 1, increasing=True))
+        return np.asarray(fit[derivative] * math.factorial(derivative) / STEP_S**derivative)
+
+    matrix = np.zeros((samples, samples))
+    middle = weights((window - 1) / 2)
+    for i in range(half, samples - half):
+        start = i - half + (window % 2 == 0)
+        matrix[i, start : start + window] = middle
+    for i in range(half):
+        matrix[i, :window] = weights(float(i))
+        matrix[samples - 1 - i, samples - window :] = weights(float(window - 1 - i))
+    return matrix
 
 
 class Stencil(NamedTuple):
@@ -25,7 +55,7 @@ class Stencil(NamedTuple):
 
 
 def stencil(window: int, order: int, derivative: int = 0) -> Stencil:
-    """The filter that :func:`rewards.kernels.comfort.smoothing_matrix` writes out as a matrix."""
+    """The filter that :func:`smoothing_matrix` writes out as a matrix."""
     half = window // 2
     matrix = smoothing_matrix(2 * window, window, order, derivative)
     start = 0 if window % 2 else 1
