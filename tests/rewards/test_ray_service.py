@@ -43,7 +43,7 @@ def trap(inputs, *, scale: float = 0.25):
         if fate in (4, 6):
             time.sleep({4: 600, 6: 0.05}[fate])
     limits = np.array([scene.reference.ego_init[3] for scene in inputs.scenes])
-    value = inputs.components["pdms"] * scale + limits[inputs.trajectories.scene_index]
+    value = inputs.components["epdms"] * scale + limits[inputs.trajectories.scene_index]
     return np.where(fates == 5, np.nan, value)
 """
 """A reward that does what the heading of a plan's first pose says, in millionths of a radian."""
@@ -53,14 +53,14 @@ def trap(inputs, *, scale: float = 0.25):
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Reward:
     file = tmp_path_factory.mktemp("plugin") / "trap.py"
     file.write_text(TRAP)
-    return build_reward([RewardSpec("pdms", 0.8), RewardSpec(f"{file}:trap", 0.2, {"scale": 0.5})])
+    return build_reward([RewardSpec("epdms", 0.8), RewardSpec(f"{file}:trap", 0.2, {"scale": 0.5})], scorer="epdms")
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     made = [attach_references(scene) for scene in generate_scenes(5, seed=11)]
     # Without a reference plan a scene cannot be prepared; its rows fail.
-    return [*made, made[0].with_reference(pdm_reference_v1=np.zeros((0, 3)))]
+    return [*made, made[0].with_reference(pdm_reference_v1=np.zeros((0, 3)), pdm_reference_v2=np.zeros((0, 3)))]
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,11 @@ def same(found: Scores, expected: Scores) -> None:
     assert found.failures == expected.failures
 
 
-def locally(reward: Reward, scenes: list[Scene], trajectories: Trajectories) -> Scores:
+def locally(
+    reward: Reward, scenes: list[Scene], trajectories: Trajectories, previous: Trajectories | None = None
+) -> Scores:
     with LocalRewardService(reward, workers=1, timeout_s=TIMEOUT_S) as local:
-        return local.score(scenes, trajectories)
+        return local.score(scenes, trajectories, previous)
 
 
 def wait_for(workers: int, service: RayRewardService) -> list[int]:
@@ -139,14 +141,21 @@ def wait_for(workers: int, service: RayRewardService) -> list[int]:
 def test_scores_are_those_of_the_local_engine(engine: RayRewardService, reward: Reward, scenes: list[Scene]) -> None:
     trajectories = plans(scenes, 17, seed=1, fates={3: RAISES, 40: NAN, 41: NAN, 70: SLEEPS})
     trajectories.poses[50, 4, 1] = np.inf
-    expected = locally(reward, scenes, trajectories)
+    previous = plans(scenes, 17, seed=21)
+    for row in range(4, len(previous), 5):  # the human's own plans, which are smooth
+        for poses in (trajectories.poses, previous.poses):
+            poses[row, :, :2] = scenes[row // 17].reference.human_poses[:, :2]
+            poses[row, 1:, 2] = scenes[row // 17].reference.human_poses[1:, 2]
+    expected = locally(reward, scenes, trajectories, previous)
+    comfort = expected.component("ec")[expected.valid]
+    assert 0 < comfort.sum() < len(comfort)  # what the plans of the previous frame decide
     kinds = [failure.kind for failure in expected.failures.values()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "raised": 1, "not_finite": 2, "timeout": 1, "invalid_plan": 1, "invalid_scene": 17
     }  # fmt: skip
-    same(engine.score(scenes, trajectories), expected)
+    same(engine.score(scenes, trajectories, previous), expected)
     before = engine.stats
-    same(engine.score(scenes, trajectories), expected)
+    same(engine.score(scenes, trajectories, previous), expected)
     assert engine.stats.rows - before.rows == len(trajectories)
     assert engine.stats.failures - before.failures == 22
     assert (before.deaths, before.hangs) == (0, 0)
@@ -156,11 +165,12 @@ def test_another_number_of_workers_on_the_ray_in_use_changes_nothing(
     engine: RayRewardService, reward: Reward, scenes: list[Scene]
 ) -> None:
     trajectories = plans(scenes, 50, seed=2)
-    expected = locally(reward, scenes, trajectories)
+    pdms = build_reward([RewardSpec("pdms")])
+    expected = locally(pdms, scenes, trajectories)
     backwards = Trajectories(trajectories.poses[::-1], trajectories.scene_index[::-1])
     for workers, rows in ((3, 7), (1, 256)):
         with RayRewardService(
-            reward.config, workers=workers, shard_rows=rows, timeout_s=TIMEOUT_S, num_cpus_per_worker=0
+            pdms.config, workers=workers, shard_rows=rows, timeout_s=TIMEOUT_S, num_cpus_per_worker=0
         ) as other:
             assert len(other.workers) == workers
             pids = {worker.pid for worker in other.workers}
@@ -170,7 +180,7 @@ def test_another_number_of_workers_on_the_ray_in_use_changes_nothing(
             np.testing.assert_array_equal(turned.total[::-1], expected.total)
         assert [pid for pid in pids if running(pid)] == []
     assert ray.is_initialized()  # it was there before, so it stays
-    same(engine.score(scenes, trajectories), expected)
+    same(engine.score(scenes, trajectories), locally(reward, scenes, trajectories))
 
 
 def test_submissions_overlap(engine: RayRewardService, reward: Reward, scenes: list[Scene]) -> None:
