@@ -7,6 +7,7 @@ from rewards.carriers import EPDMS_COMPONENTS, PDMS_COMPONENTS, Failure, RewardI
 from rewards.compose import Reward, RewardConfig, RewardSpec, RewardTerm, build_reward
 from rewards.opened import opened_reward
 from rewards.partly_scored import PartlyScoredError
+from rewards.ray_service import RayRewardService
 from rewards.registry import REWARDS, resolve_reward, reward
 from rewards.service import LocalRewardService, RewardService, RewardStats, check_invalid
 
@@ -17,6 +18,7 @@ __all__ = [
     "Failure",
     "LocalRewardService",
     "PartlyScoredError",
+    "RayRewardService",
     "Reward",
     "RewardConfig",
     "RewardInputs",

@@ -119,6 +119,9 @@ def train_rl(
         metrics = {
             **reward_metrics(scores, sampling.num_generations),
             **trainer.step(step, batch, rollout, scores),
+            "service/timeouts": float(rewards.stats.timeouts),
+            "service/restarts": float(rewards.stats.restarts),
+            "time/reward_rows_per_s": rewards.stats.rows_per_s,
             "time/rollout_s": experience.sampling_s,
             "time/reward_s": experience.waiting_s,
         }
