@@ -258,6 +258,61 @@ def test_streams_that_are_broken_or_greedy_are_refused(data: bytes, reason: str)
         rebuild(data, LOG_NAMES, "file")
 
 
+def of_class(content: bytes) -> bytes:
+    """`content` after an admitted class, at 0 of the memo."""
+    return b"\x80\x04cnuplan.common.actor_state.state_representation\nPoint2D\nq\x000" + content
+
+
+def growing_paths(levels: int) -> bytes:
+    """A path of 1000 letters, then again and again a path of the last one a hundred times."""
+    first = b"\x80\x04cpathlib\nPosixPath\nq\x000" + b"X" + struct.pack("<I", 1000) + b"a" * 1000 + b"q\x010"
+    steps = [b"h\x00(" + (b"h" + bytes([k])) * 100 + b"tRq" + bytes([k + 1]) + b"0" for k in range(1, levels + 1)]
+    return first + b"".join(steps) + b"h" + bytes([levels + 1]) + b"."
+
+
+def copied_text(times: int) -> bytes:
+    argument = b"(" + b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + text("latin1") + b"tq\x010"
+    return b"\x80\x04c_codecs\nencode\nq\x000" + argument + b"](" + b"h\x00h\x01R" * times + b"e."
+
+
+def copied_attributes(times: int) -> bytes:
+    entries = b"".join(text(f"k{i}") + b"N" for i in range(10_000))
+    return of_class(b"}(" + entries + b"uq\x010](" + b"h\x00)Rh\x01b" * times + b"e.")
+
+
+@pytest.mark.parametrize(
+    ("make", "harmless", "greedy"), [(growing_paths, 1, 3), (copied_text, 3, 200), (copied_attributes, 3, 300)]
+)
+def test_what_grows_by_repetition_is_refused(make: Callable[[int], bytes], harmless: int, greedy: int) -> None:
+    assert rebuild(make(harmless), CACHE_NAMES, "file")
+    with pytest.raises(DataError, match=r"it repeats its \d+ bytes again and again"):
+        rebuild(make(greedy), CACHE_NAMES, "file")
+
+
+def test_keys_whose_hashes_can_be_chosen_are_refused() -> None:
+    assert rebuild(pickle.dumps({2**59: "a", -5: "b", True: "c"}), LOG_NAMES, "file") == {
+        2**59: "a",
+        -5: "b",
+        True: "c",
+    }
+    for key in (2**61 - 1, -(2**60)):
+        with pytest.raises(DataError, match="integer of more than 60 bits as a key"):
+            rebuild(pickle.dumps({key: "a"}), LOG_NAMES, "file")
+
+
+def test_names_reach_no_terminal_as_they_are() -> None:
+    for name, shown in (("\x1b[2Jos", r"\x1b[2Jos"), ("o\ud800s", r"o\ud800s")):
+        data = (
+            b"X" + struct.pack("<I", len(name.encode("utf-8", "surrogatepass"))) + name.encode("utf-8", "surrogatepass")
+        )
+        with pytest.raises(DataError) as caught:
+            rebuild(b"\x80\x04" + data + text("system") + b"\x93.", LOG_NAMES, "file")
+        assert f"asks for {shown}.system" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        rebuild(b"\x80\x04\x8fc\x1b[2Jos\nsystem\n.", LOG_NAMES, "file")
+    assert r"It names \x1b[2Jos.system." in str(caught.value)
+
+
 def test_deep_nesting_does_not_crash() -> None:
     value = rebuild(b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".", LOG_NAMES, "file")
     depth = 0

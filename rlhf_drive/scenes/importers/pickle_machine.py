@@ -7,25 +7,34 @@ from __future__ import annotations
 
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from rlhf_drive.scenes.importers.pickled_values import Admitted, PickledArray, PickledDtype, Record
+from rlhf_drive.scenes.importers.pickle_opcodes import HANDLERS
+from rlhf_drive.scenes.importers.pickled_values import (
+    Admitted,
+    PickledArray,
+    PickledDtype,
+    PickleRefusedError,
+    Record,
+    printable,
+)
 
-__all__ = ["PickleMachine", "PickleRefusedError"]
+__all__ = ["PickleMachine"]
 
 _MAX_OPCODES = 20_000_000
-_MAX_INTEGER_BYTES = 64
 _MAX_LINE = 1000
+_COPIED_PER_BYTE = 8
+_COPIED_ANYWAY = 2**26
+_ATTRIBUTE_BYTES = 64
+"""What builders may copy (bytes): a multiple of the pickle itself, and some more. A value that is named again and again
+is copied each time it becomes text, a path or attributes, so a kilobyte could grow to any size."""
+_MAX_KEY = 2**60
+"""Whole numbers beyond have hashes that can be chosen, and a mapping of equal hashes takes for ever to fill."""
 _STOP, _MEMOIZE = ord("."), 0x94
-_PROTOCOLS = (2, 3, 4, 5)
 _KEYS = (str, int, float, bytes, type(None), Record)
 """What may be a key: hashing anything nested could take for ever or overflow the stack."""
 _STATEFUL = (Record, PickledArray, PickledDtype)
-
-
-class PickleRefusedError(Exception):
-    """A pickle asks for something that is not admitted."""
 
 
 class PickleMachine:
@@ -38,11 +47,11 @@ class PickleMachine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: list[Any] = []
-        self._named: dict[tuple[str, str], Admitted] = {}
+        self._left_to_copy = _COPIED_PER_BYTE * len(data) + _COPIED_ANYWAY
 
     def run(self) -> Any:
         """The value on top of the stack at STOP."""
-        data, table, memo = self.data, _HANDLERS, self.memo
+        data, table, memo = self.data, HANDLERS, self.memo
         for _ in range(_MAX_OPCODES):
             opcode = data[self.pos]
             self.pos += 1
@@ -92,19 +101,25 @@ class PickleMachine:
             raise PickleRefusedError("it names something by what is no text")
         found = self.admitted.get((module, name))
         if found is None:
-            raise PickleRefusedError(
-                f"it asks for {module[:100]}.{name[:100]}, which is not among the names admitted here"
-            )
+            asked = f"{printable(module)}.{printable(name)}"
+            raise PickleRefusedError(f"it asks for {asked}, which is not among the names admitted here")
         return found
 
     def call(self, callee: object, args: object) -> Any:
         if not isinstance(callee, Admitted) or callee.build is None or type(args) is not tuple:
             what = callee.name if isinstance(callee, Admitted) else type(callee).__name__
             raise PickleRefusedError(f"it calls {what}, which is nothing to call")
+        self.copy(len(args) + sum(len(part) for part in args if isinstance(part, str | bytes | bytearray)))
         try:
             return callee.build(args)
         except (ValueError, TypeError) as error:
             raise PickleRefusedError(str(error)) from error
+
+    def copy(self, size: int) -> None:
+        """Take note that about `size` bytes are copied; refusal once they are too many."""
+        self._left_to_copy -= size
+        if self._left_to_copy < 0:
+            raise PickleRefusedError(f"it repeats its {len(self.data)} bytes again and again")
 
     def items(self) -> list[Any]:
         """Everything above the last mark."""
@@ -127,6 +142,8 @@ class PickleMachine:
         for key in keys:
             if type(key) is not str and not isinstance(key, _KEYS):
                 raise PickleRefusedError(f"it uses a {type(key).__name__} as a key")
+            if type(key) is int and abs(key) >= _MAX_KEY:
+                raise PickleRefusedError("it uses an integer of more than 60 bits as a key")
         target.update(zip(keys, values, strict=True))
 
     def set_state(self) -> None:
@@ -134,179 +151,9 @@ class PickleMachine:
         target = self.stack[-1]
         if not isinstance(target, _STATEFUL):
             raise PickleRefusedError(f"it sets the state of a {type(target).__name__}")
+        parts = state if isinstance(state, tuple) else (state,)
+        self.copy(_ATTRIBUTE_BYTES * sum(len(part) for part in parts[:2] if isinstance(part, dict)))
         try:
             target.set_state(state)
         except (ValueError, TypeError) as error:
             raise PickleRefusedError(str(error)) from error
-
-
-_U1, _U2, _U4, _I4, _U8, _F8 = (struct.Struct(code) for code in ("<B", "<H", "<I", "<i", "<Q", ">d"))
-_Handler = Callable[[PickleMachine], None]
-
-
-def _protocol(m: PickleMachine) -> None:
-    if (protocol := m.number(_U1)) not in _PROTOCOLS:
-        raise PickleRefusedError(f"it is of pickle protocol {protocol}; 2 to 5 are read")
-
-
-def _frame(m: PickleMachine) -> None:
-    if m.number(_U8) > len(m.data) - m.pos:
-        raise IndexError
-
-
-def _pushed(read: Callable[[PickleMachine], Any]) -> _Handler:
-    def handle(m: PickleMachine) -> None:
-        value = read(m)  # first, since reading may end the stack's present frame
-        m.stack.append(value)
-
-    return handle
-
-
-def _sized(form: struct.Struct, make: Callable[[bytes], Any]) -> _Handler:
-    """Bytes after their length."""
-    return lambda m: m.stack.append(make(m.take(m.number(form))))
-
-
-def _integer(content: bytes) -> int:
-    if len(content) > _MAX_INTEGER_BYTES:
-        raise PickleRefusedError(f"it holds an integer of {len(content)} bytes")
-    return int.from_bytes(content, "little", signed=True)
-
-
-def _text(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")
-
-
-def _tuple1(m: PickleMachine) -> None:
-    stack = m.stack
-    stack.append((stack.pop(),))
-
-
-def _tuple2(m: PickleMachine) -> None:
-    stack = m.stack
-    last = stack.pop()
-    stack.append((stack.pop(), last))
-
-
-def _tuple3(m: PickleMachine) -> None:
-    stack = m.stack
-    last, middle = stack.pop(), stack.pop()
-    stack.append((stack.pop(), middle, last))
-
-
-def _recall(m: PickleMachine) -> None:
-    m.stack.append(m.memo[m.data[m.pos]])
-    m.pos += 1
-
-
-def _recall_far(m: PickleMachine) -> None:
-    (index,) = _U4.unpack_from(m.data, m.pos)
-    m.stack.append(m.memo[index])
-    m.pos += 4
-
-
-def _short_bytes(m: PickleMachine) -> None:
-    start = m.pos + 1
-    end = start + m.data[m.pos]
-    if end > len(m.data):
-        raise IndexError
-    m.stack.append(m.data[start:end])
-    m.pos = end
-
-
-def _mark(m: PickleMachine) -> None:
-    m.marks.append(m.stack)
-    m.stack = []
-
-
-def _append(m: PickleMachine) -> None:
-    value = m.stack.pop()
-    _extend(m, [value])
-
-
-def _extend(m: PickleMachine, values: list[Any]) -> None:
-    target = m.stack[-1]
-    if type(target) is not list:
-        raise PickleRefusedError(f"it appends to a {type(target).__name__}")
-    target.extend(values)
-
-
-def _set_item(m: PickleMachine) -> None:
-    value, key = m.stack.pop(), m.stack.pop()
-    m.put_items(m.stack[-1], [key], [value])
-
-
-def _set_items(m: PickleMachine) -> None:
-    items = m.items()
-    m.put_items(m.stack[-1], items[::2], items[1::2])
-
-
-def _call(m: PickleMachine) -> None:
-    args, callee = m.stack.pop(), m.stack.pop()
-    m.stack.append(m.call(callee, args))
-
-
-def _name_from_stack(m: PickleMachine) -> None:
-    name, module = m.stack.pop(), m.stack.pop()
-    m.stack.append(m.name(module, name))
-
-
-def _name_spelled_out(m: PickleMachine) -> None:
-    module = m.line()
-    m.stack.append(m.name(module, m.line()))
-
-
-def _refuse_instance(m: PickleMachine) -> None:
-    module = m.line()
-    m.name(module, m.line())
-    raise PickleRefusedError("it uses the pickle opcode INST, which no NAVSIM file needs")
-
-
-_OPCODES: dict[str, _Handler] = {
-    "PROTO": _protocol,
-    "FRAME": _frame,
-    "BINPUT": lambda m: m.keep(m.number(_U1)),
-    "LONG_BINPUT": lambda m: m.keep(m.number(_U4)),
-    "BINGET": _recall,
-    "LONG_BINGET": _recall_far,
-    "MARK": _mark,
-    "POP": lambda m: [m.stack.pop()].clear(),
-    "POP_MARK": lambda m: m.items().clear(),
-    "NONE": lambda m: m.stack.append(None),
-    "NEWTRUE": lambda m: m.stack.append(True),
-    "NEWFALSE": lambda m: m.stack.append(False),
-    "BININT": _pushed(lambda m: m.number(_I4)),
-    "BININT1": _pushed(lambda m: m.number(_U1)),
-    "BININT2": _pushed(lambda m: m.number(_U2)),
-    "LONG1": _sized(_U1, _integer),
-    "LONG4": _sized(_U4, _integer),
-    "BINFLOAT": _pushed(lambda m: m.number(_F8)),
-    "SHORT_BINUNICODE": _sized(_U1, _text),
-    "BINUNICODE": _sized(_U4, _text),
-    "BINUNICODE8": _sized(_U8, _text),
-    "SHORT_BINBYTES": _short_bytes,
-    "BINBYTES": _sized(_U4, bytes),
-    "BINBYTES8": _sized(_U8, bytes),
-    "BYTEARRAY8": _sized(_U8, bytes),
-    "EMPTY_TUPLE": lambda m: m.stack.append(()),
-    "TUPLE1": _tuple1,
-    "TUPLE2": _tuple2,
-    "TUPLE3": _tuple3,
-    "TUPLE": _pushed(lambda m: tuple(m.items())),
-    "EMPTY_LIST": lambda m: m.stack.append([]),
-    "APPEND": _append,
-    "APPENDS": lambda m: _extend(m, m.items()),
-    "EMPTY_DICT": lambda m: m.stack.append({}),
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
-    "GLOBAL": _name_spelled_out,
-    "STACK_GLOBAL": _name_from_stack,
-    "INST": _refuse_instance,
-    "REDUCE": _call,
-    "NEWOBJ": _call,
-    "BUILD": PickleMachine.set_state,
-}
-_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
-_HANDLERS: list[_Handler | None] = [None] * 256
-for _name, _handler in _OPCODES.items():
-    _HANDLERS[_CODES[_name]] = _handler

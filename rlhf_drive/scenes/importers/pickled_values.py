@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NUMPY_NAMES", "PATH_NAMES", "Admitted", "Builder", "PickledArray", "PickledDtype", "Record", "record_class"]
+__all__ = [
+    "NUMPY_NAMES",
+    "PATH_NAMES",
+    "Admitted",
+    "Builder",
+    "PickleRefusedError",
+    "PickledArray",
+    "PickledDtype",
+    "Record",
+    "printable",
+    "record_class",
+]
 
 Builder = Callable[[tuple[Any, ...]], Any]
 """Makes a value of the arguments that a pickle gives; raises ValueError if they are not what NumPy would write."""
@@ -20,6 +31,15 @@ Builder = Callable[[tuple[Any, ...]], Any]
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(b1|i[1248]|u[1248]|f[248]|[US]\d{1,5})")
 _OBJECT_DTYPE = re.compile(r"\|?O8?")
 _MAX_DIMENSIONS = 8
+
+
+class PickleRefusedError(Exception):
+    """A pickle asks for something that is not admitted."""
+
+
+def printable(text: str) -> str:
+    """The beginning of `text` as a message may show it: no control characters, nothing that a terminal cannot print."""
+    return ascii(text[:100])[1:-1]
 
 
 class Record:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_drive.errors import DataError
-from rlhf_drive.scenes.importers.pickle_machine import PickleMachine, PickleRefusedError
-from rlhf_drive.scenes.importers.pickled_values import Admitted
+from rlhf_drive.scenes.importers.pickle_machine import PickleMachine
+from rlhf_drive.scenes.importers.pickled_values import Admitted, PickleRefusedError, printable
 
 __all__ = ["MAX_BYTES", "read_lzma", "read_plain", "rebuild"]
 
@@ -105,7 +105,7 @@ def _foreign_names(data: bytes, admitted: Mapping[tuple[str, str], Admitted]) ->
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if opcode.name in ("GLOBAL", "INST") and tuple(str(argument).split(" ", 1)) not in admitted:
-                found.append(f"{str(argument).replace(' ', '.'):.200}")
+                found.append(".".join(map(printable, str(argument).split(" ", 1))))
             if count > 100_000 or len(found) > 4:
                 break
     except Exception:  # the stream is known to be bad: whatever was found until it broke is shown
