@@ -450,6 +450,11 @@ def test_hostile_and_foreign_files_among_good_ones_become_refusals(navsim_golden
         ({"ego_state": STAND.EgoState(_time_point=None)}, "its EgoState lacks _dynamic_car_state"),
         ({"current_tracked_objects": []}, "0 frames of current objects"),
         ({"scene_type": 0}, "a int where a SceneFrameType belongs"),
+        ({"timepoint": STAND.TimePoint(time_us=10**30)}, "a int where a number belongs"),
+        ({"route_lane_ids": [["1"]]}, "a list where a name belongs"),
+        ({"route_lane_ids": np.array(1.0)}, "a PickledArray where an array belongs"),
+        ({"human_trajectory": STAND.Trajectory(poses=[[0.0] * 3] * 8)}, "a list of human poses"),
+        ({"ego_state": STAND.EgoState(_dynamic_car_state=1, _car_footprint=2)}, "'int' object has no attribute"),
     ],
 )
 def test_caches_that_are_not_as_navsim_writes_them(

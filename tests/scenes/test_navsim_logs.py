@@ -54,6 +54,14 @@ def frames_of(scene: Scene, **options: Any) -> list[dict[str, Any]]:
     return log_frames(scene.observation, drive(scene), TIMES, [f"token{k}" for k in range(12)], **options)
 
 
+def folded() -> list[Any]:
+    """A list of lists of lists …, few in a pickle, 10^12 numbers as an array or text."""
+    value: list[Any] = [0.0] * 10
+    for _ in range(11):
+        value = [value] * 10
+    return value
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_log_gives_back_the_observation_it_was_made_of(tmp_path: Path, scene: Scene, protocol: int) -> None:
     frames = read_navsim_log(written(tmp_path / "log.pkl", frames_of(scene), protocol))
@@ -190,6 +198,11 @@ def test_frames_that_are_missing(tmp_path: Path, scene: Scene) -> None:
         (lambda f: f.update(token=5), "token is no text"),
         (lambda f: f.update(cams=[1]), "cams is no mapping"),
         (lambda f: f.update(traffic_lights=[(1,)]), "traffic_lights are no pairs"),
+        (lambda f: f.update(traffic_lights=[(folded(), True)]), "a list where a name belongs"),
+        (lambda f: f.update(ego2global_translation=folded()), "ego2global_translation holds no numbers"),
+        (lambda f: f["anns"].update(gt_boxes=[folded()]), "gt_boxes holds no rows of 7 numbers"),
+        (lambda f: f["anns"].update(gt_names=folded()), "a list where a name belongs"),
+        (lambda f: f.update(timestamp=10**30), "a int where a number belongs"),
     ],
 )
 def test_frames_that_are_wrong(tmp_path: Path, scene: Scene, change: Any, reason: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_drive.scenes.importers.navsim_names import NotAsWrittenError, argument, array_of, attribute
+from rlhf_drive.scenes.importers.navsim_names import NotAsWrittenError, argument, array_of, attribute, name_of
 from rlhf_drive.scenes.importers.navsim_states import STEP_S, Sightings, detected, sightings
 from rlhf_drive.scenes.importers.wkb import polygon_rings, quadrilaterals
 from rlhf_drive.scenes.model import REFERENCE_STEPS
@@ -98,11 +98,12 @@ def _outlines(
     steps: list[int] = []
     outlines: list[bytes] = []
     for k, step in enumerate(occupancy):
-        tokens, shapes = (array_of(argument(step, "PDMOccupancyMap", index)) for index in (0, 1))
+        named, shapes = (array_of(argument(step, "PDMOccupancyMap", index)) for index in (0, 1))
+        tokens = [name_of(token) for token in named]
         if len(tokens) != len(shapes) or len(set(tokens)) != len(tokens):
             raise NotAsWrittenError(f"tokens and outlines that do not match at step {k}")
         if unknown := set(tokens) - set(number):
-            raise NotAsWrittenError(f"an object that is not described: {sorted(map(str, unknown))[0][:60]}")
+            raise NotAsWrittenError(f"an object that is not described: {sorted(unknown)[0][:60]}")
         rows += [number[token] for token in tokens]
         steps += [k] * len(tokens)
         outlines += [well_known_binary(shape) for shape in shapes]

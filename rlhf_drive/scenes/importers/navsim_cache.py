@@ -25,12 +25,14 @@ from rlhf_drive.scenes.importers.navsim_agents import (
 )
 from rlhf_drive.scenes.importers.navsim_names import (
     CACHE_NAMES,
+    OTHER_FORM,
     NotAsWrittenError,
     argument,
     array_of,
     attribute,
     enum_value,
     is_a,
+    name_of,
 )
 from rlhf_drive.scenes.importers.navsim_states import (
     Sightings,
@@ -131,7 +133,7 @@ def read_navsim_cache(
         )
     try:
         return _CacheReader(path, value, found).read()
-    except (NotAsWrittenError, ValueError) as error:
+    except OTHER_FORM as error:
         raise DataError(
             f"{path}: is no metric cache of NAVSIM {found} that can be scored: {str(error).rstrip('.')}."
         ) from error
@@ -182,7 +184,7 @@ class _CacheReader:
         if self.version == "v2.2":
             name = attribute(self.cache, "log_name")
         else:
-            above = Path(str(self.cache.state.get("file_path", ""))).parts[-4:]
+            above = Path(name_of(self.cache.state.get("file_path", ""))).parts[-4:]
             name = above[0] if len(above) == 4 else self.path.absolute().parents[2].name
         if type(name) is not str or not name:
             raise NotAsWrittenError("its log has no name")
@@ -195,7 +197,7 @@ class _CacheReader:
         if self.version == "v2.2":
             agents = agents_of_tracks(step_list(observation, "_detections_tracks", steps))
             lights = red_lights(
-                step_list(observation, "_occupancy_maps_tl", steps), attribute(observation, "_red_light_token")
+                step_list(observation, "_occupancy_maps_tl", steps), name_of(attribute(observation, "_red_light_token"))
             )
             return agents, lights, self._seen()
         unique = attribute(observation, "_unique_objects")
@@ -222,12 +224,12 @@ class _CacheReader:
         tokens, layers, shapes = (array_of(argument(area, "PDMDrivableMap", index)) for index in (0, 1, 2))
         if not len(tokens) == len(layers) == len(shapes):
             raise NotAsWrittenError("map polygons whose ids, layers and outlines do not match")
-        route = set(array_of(attribute(self.cache, "route_lane_ids")))
+        route = {name_of(token) for token in array_of(attribute(self.cache, "route_lane_ids"))}
         names, kinds, rings = [], [], []
         for token, layer, shape in zip(tokens, layers, shapes, strict=True):
             kind = _LAYERS.get(enum_value(layer, "SemanticMapLayer"))
             if kind is not None:
-                names.append(str(token))
+                names.append(name_of(token))
                 kinds.append(kind)
                 rings.append(joined_ring(polygon_rings(well_known_binary(shape))))
         on_route = [name in route and kind in _LANES for name, kind in zip(names, kinds, strict=True)]
@@ -250,7 +252,9 @@ class _CacheReader:
             }
         times, states = ego_states(attribute(self.cache, "past_human_trajectory"))
         human = attribute(self.cache, "human_trajectory")
-        poses = np.zeros((0, 3)) if human is None else np.asarray(array_of(attribute(human, "poses")))
+        poses = np.zeros((0, 3)) if human is None else array_of(attribute(human, "poses"))
+        if isinstance(poses, list):
+            raise NotAsWrittenError("a list of human poses where an array belongs")
         if len(states) != 4 or poses.shape not in ((0, 3), (NUM_POSES, 3)):
             raise NotAsWrittenError(
                 f"{len(states)} past states and human poses of shape {list(poses.shape)}, where 4 and [8, 3] belong"

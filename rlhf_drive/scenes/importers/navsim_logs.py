@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes.importers.navsim_map import MapView, empty_map_view
-from rlhf_drive.scenes.importers.navsim_names import LOG_NAMES, NotAsWrittenError, array_of, number
+from rlhf_drive.scenes.importers.navsim_names import LOG_NAMES, OTHER_FORM, NotAsWrittenError, array_of, name_of, number
 from rlhf_drive.scenes.importers.navsim_observation import history_of_states, observe
 from rlhf_drive.scenes.importers.navsim_states import Sightings
 from rlhf_drive.scenes.importers.safe_pickle import read_plain, rebuild
@@ -108,14 +108,15 @@ def read_navsim_log(path: Path | str, *, max_bytes: int = MAX_LOG_BYTES) -> tupl
             frames.append(_frame(content))
         except KeyError as error:
             raise DataError(f"{path}: frame {index} lacks {error}. Is it a NAVSIM log?") from error
-        except (NotAsWrittenError, ValueError, TypeError) as error:
+        except OTHER_FORM as error:
             raise DataError(f"{path}: frame {index}: {error}.") from error
     return tuple(frames)
 
 
 def _numbers(value: object, shape: tuple[int | None, ...], what: str) -> Array:
     """An array of finite numbers; None in `shape` is any size."""
-    array = np.asarray(array_of(value))
+    content = array_of(value)
+    array = content if isinstance(content, np.ndarray) else np.asarray(_checked_list(content, shape, what))
     if array.dtype.kind not in "fiu" and array.size:
         raise NotAsWrittenError(f"{what} holds no numbers")
     array = array.astype(np.float64)
@@ -128,14 +129,30 @@ def _numbers(value: object, shape: tuple[int | None, ...], what: str) -> Array:
     return array
 
 
+def _checked_list(content: list[Any], shape: tuple[int | None, ...], what: str) -> list[Any]:
+    """`content`, if it holds numbers, or rows of them; lists within lists could be an array of any size."""
+    rows = content if len(shape) > 1 else [content]
+    for row in rows:
+        if not isinstance(row, list | tuple) or (len(shape) > 1 and len(row) != shape[1]):
+            raise NotAsWrittenError(f"{what} holds no rows of {shape[-1]} numbers")
+        if not set(map(type, row)) <= {int, float, bool}:
+            raise NotAsWrittenError(f"{what} holds no numbers")
+    return content
+
+
+def _lights(content: object) -> frozenset[str]:
+    """Ids of the lane connectors that are red."""
+    pairs = [array_of(item) for item in array_of(content)]
+    if any(len(pair) != 2 for pair in pairs):
+        raise NotAsWrittenError("traffic_lights are no pairs of id and state")
+    return frozenset(name_of(name) for name, red in pairs if red)
+
+
 def _frame(content: dict[str, Any]) -> NavsimFrame:
     position = _numbers(content["ego2global_translation"], (3,), "ego2global_translation")
     heading = _yaw(_numbers(content["ego2global_rotation"], (4,), "ego2global_rotation"))
     pose = np.array([position[0], position[1], heading])
     motion = _numbers(content["ego_dynamic_state"], (4,), "ego_dynamic_state").astype(np.float32).astype(np.float64)
-    lights = [tuple(array_of(item)) for item in array_of(content["traffic_lights"])]
-    if any(len(light) != 2 for light in lights):
-        raise NotAsWrittenError("traffic_lights are no pairs of id and state")
     return NavsimFrame(
         token=_text(content["token"], "token"),
         time_us=int(number(content["timestamp"])),
@@ -145,7 +162,7 @@ def _frame(content: dict[str, Any]) -> NavsimFrame:
         acceleration=motion[2:],
         command=_command(content["driving_command"]),
         seen=_sightings(content["anns"], pose),
-        red=frozenset(str(light[0]) for light in lights if light[1]),
+        red=_lights(content["traffic_lights"]),
         cameras=_cameras(content.get("cams") or {}),
     )
 
@@ -179,7 +196,7 @@ def _sightings(content: Any, ego: Array) -> Sightings:
         raise NotAsWrittenError("anns is no mapping")
     boxes = _numbers(content["gt_boxes"], (None, 7), "gt_boxes")
     velocity = _numbers(content["gt_velocity_3d"], (None, 3), "gt_velocity_3d")
-    names, tokens = ([str(name) for name in array_of(content[key])] for key in ("gt_names", "track_tokens"))
+    names, tokens = ([name_of(name) for name in array_of(content[key])] for key in ("gt_names", "track_tokens"))
     if not len(boxes) == len(velocity) == len(names) == len(tokens) or len(set(tokens)) != len(tokens):
         raise NotAsWrittenError("anns hold lists of different lengths or a track token twice")
     if unknown := set(names) - set(_TYPES):
@@ -198,7 +215,7 @@ def _cameras(content: Any) -> dict[str, str]:
     """Path of every camera that has one."""
     if not isinstance(content, dict) or not all(isinstance(camera, dict) for camera in content.values()):
         raise NotAsWrittenError("cams is no mapping of cameras")
-    return {str(name): str(camera["data_path"]) for name, camera in content.items() if camera.get("data_path")}
+    return {str(name): name_of(camera["data_path"]) for name, camera in content.items() if camera.get("data_path")}
 
 
 def past_states_at(frames: Sequence[NavsimFrame], index: int) -> tuple[NDArray[np.int64], Array]:

@@ -19,12 +19,14 @@ from rlhf_drive.scenes.importers.pickled_values import (
 __all__ = [
     "CACHE_NAMES",
     "LOG_NAMES",
+    "OTHER_FORM",
     "NotAsWrittenError",
     "argument",
     "array_of",
     "attribute",
     "enum_value",
     "is_a",
+    "name_of",
     "number",
 ]
 
@@ -70,6 +72,11 @@ class NotAsWrittenError(ValueError):
     """A file holds something else than NAVSIM would write."""
 
 
+OTHER_FORM = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+"""What looking into a value of another form raises, :class:`NotAsWrittenError` included. A pickle may put anything
+anywhere, and one odd file must cost its own scene alone."""
+
+
 def is_a(value: object, kind: str) -> bool:
     """Whether `value` is a record of the class `kind` (name without module)."""
     return isinstance(value, Record) and value.kind == kind
@@ -100,12 +107,12 @@ def argument(value: object, kind: str, index: int = 0) -> Any:
 
 
 def number(value: object) -> float:
-    """A finite number.
+    """A finite number below 2**63, which times in microseconds keep as well.
 
     Raises:
         NotAsWrittenError: It is none.
     """
-    if type(value) not in (int, float) or not np.isfinite(value):  # type: ignore[call-overload]
+    if type(value) not in (int, float) or not abs(value) < 2.0**63:  # type: ignore[arg-type]
         raise NotAsWrittenError(f"{value if isinstance(value, float) else 'a ' + _kind(value)} where a number belongs")
     return float(value)  # type: ignore[arg-type]
 
@@ -122,9 +129,24 @@ def enum_value(value: object, kind: str) -> int:
     return code
 
 
+def name_of(value: object) -> str:
+    """A name or number as text; anything else could be text of any length.
+
+    Raises:
+        NotAsWrittenError: It is neither.
+    """
+    if not isinstance(value, str | int | np.integer):
+        raise NotAsWrittenError(f"a {_kind(value)} where a name belongs")
+    return str(value)
+
+
 def array_of(value: object) -> NDArray[Any] | list[Any]:
-    """The content of an array, list or tuple."""
-    if isinstance(value, PickledArray):
+    """The content of an array, list or tuple.
+
+    Raises:
+        NotAsWrittenError: It is none, or an array of no dimension.
+    """
+    if isinstance(value, PickledArray) and (isinstance(value.array, list) or value.array.ndim > 0):
         return value.array
     if isinstance(value, list | tuple):
         return list(value)
