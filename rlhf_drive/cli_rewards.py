@@ -102,7 +102,9 @@ def score(
         typer.Option(metavar="FILE", help="Plans: .parquet, .npz, or a folder of scene files. Default: SCENES' own."),
     ] = None,
     metric: Annotated[str, typer.Option(metavar="pdms|epdms|RECIPE", help="A metric, or a recipe's reward.")] = "pdms",
-    human_filter: Annotated[str, typer.Option(help="EPDMS only: on, off or pre_2025_09_29.")] = "on",
+    human_filter: Annotated[
+        str | None, typer.Option(help="--metric epdms only: on (if not given), off or pre_2025_09_29.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads; 0 = one per usable core.")] = 0,
 ) -> None:
     """Score candidate plans, scene by scene."""
@@ -130,13 +132,22 @@ def score(
     typer.echo(f"Scores: {out}" + (f" (why plans have none: {out}.failures.jsonl)" if result.invalid else ""))
 
 
-def _reward_of(metric: str, human_filter: str) -> RewardConfig:
-    """The reward that `--metric` means."""
+def _reward_of(metric: str, human_filter: str | None) -> RewardConfig:
+    """The reward that `--metric` means.
+
+    Raises:
+        ConfigError: There is no such metric or recipe, or the filter would have no effect.
+    """
     from rewards.from_recipe import reward_config
     from rlhf_drive.compare.score import METRICS, metric_reward
 
+    if human_filter is not None and metric != "epdms":
+        raise ConfigError(
+            f"--human-filter has no effect with --metric {metric}: PDMS has none, and a recipe states its own "
+            "(reward.scorer_options). Leave it out."
+        )
     if metric in METRICS:
-        return metric_reward(metric, human_filter=human_filter)
+        return metric_reward(metric, human_filter=human_filter or "on")
     if metric not in shipped_recipes() and not metric.endswith((".yaml", ".yml")):
         raise ConfigError(f"Unknown metric {metric!r}. {did_you_mean(metric, [*METRICS, *shipped_recipes()])}")
     recipe, problems = inspect_recipe(metric, [])  # what the recipe asks for elsewhere, such as scenes, plays no part

@@ -95,6 +95,9 @@ def test_wrong_metric_and_missing_plans(
         (("--metric", "epdm"), "Unknown metric 'epdm'. Did you mean 'epdms'"),
         (("--metric", "sft", "--candidates", plans), "The recipe 'sft' has no reward section"),
         ((), "is a scene store, which holds no plans"),
+        (("--human-filter", "off", "--candidates", plans), "--human-filter has no effect with --metric pdms"),
+        (("--metric", "real_scenes_epdms", "--human-filter", "off"), "has no effect with --metric real_scenes_epdms"),
+        (("--metric", "epdms", "--human-filter", "of", "--candidates", plans), "Unknown human_filter 'of'"),
     ):
         code, _, err = _run(capsys, "score", store, "--out", out, *arguments)
         assert (code, message in err) == (2, True), err

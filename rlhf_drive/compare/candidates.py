@@ -34,9 +34,15 @@ class Candidates:
 
 
 def candidates_of(scene: VectorScene) -> Candidates:
-    """The plans that a scene file holds itself."""
-    previous = scene.prev_candidates if len(scene.prev_candidates) == len(scene.candidates) else None
-    return Candidates(np.arange(len(scene.candidates)), scene.candidates, previous)
+    """The plans that a scene file holds itself.
+
+    Raises:
+        DataError: It holds plans of the frame before, but not one for each plan.
+    """
+    count, earlier = len(scene.candidates), len(scene.prev_candidates)
+    if earlier not in (0, count):
+        raise DataError(f"Scene {scene.name!r} holds {count} plans but {earlier} of the frame before; give one each.")
+    return Candidates(np.arange(count), scene.candidates, scene.prev_candidates if earlier else None)
 
 
 def read_candidates(path: str | Path) -> dict[str, Candidates]:
@@ -87,9 +93,14 @@ def _npz(path: Path) -> dict[str, Any]:
 
 
 def _by_scene(path: Path, columns: Mapping[str, Any]) -> dict[str, Candidates]:
-    names = [str(name) for name in columns["scene"]]
+    names = np.asarray(columns["scene"]).tolist()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: scene must be text in every row: the token of the plan's scene.")
     poses = _poses(path, "poses", columns["poses"], len(names))
     previous = _poses(path, "previous", columns["previous"], len(names)) if "previous" in columns else None
+    if "candidate" in columns and np.shape(columns["candidate"]) != (len(names),):
+        shape = list(np.shape(columns["candidate"]))
+        raise DataError(f"{path}: candidate must have one number for each of {len(names)} plans; got shape {shape}.")
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
@@ -108,7 +119,7 @@ def _poses(path: Path, name: str, values: Any, rows: int) -> NDArray[np.float64]
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {name} must hold {NUM_POSES * 3} numbers in every row ({error}).") from error
-    if array.size != rows * NUM_POSES * 3 or len(array) != rows:
+    if rows and array.shape not in ((rows, NUM_POSES * 3), (rows, NUM_POSES, 3)):
         raise DataError(
             f"{path}: {name} must be [N, {NUM_POSES}, 3] with N = {rows} rows; got {list(array.shape)}. Plans have "
             f"{NUM_POSES} poses x, y, heading, 0.5 s apart."

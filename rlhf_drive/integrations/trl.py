@@ -80,7 +80,8 @@ def as_trl_reward(
         >>> reward(prompts=[""], completions=[format_plan(plan)], scene=[scenes[0].token])
         [0.91]
     """
-    if isinstance(reward, Reward) and reward.two_frame:
+    computed = reward if isinstance(reward, Reward) else getattr(reward, "reward", None)
+    if isinstance(computed, Reward) and computed.two_frame:
         raise ConfigError("A reward that needs the plan of the previous frame cannot score completions, one plan each.")
     service = LocalRewardService(reward) if isinstance(reward, Reward) else reward
     find = _finder(scenes)

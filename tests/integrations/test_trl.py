@@ -157,6 +157,11 @@ def test_column_that_lacks_or_names_nothing(scenes: dict[str, Scene]) -> None:
 def test_two_frame_reward_is_refused(scenes: dict[str, Scene]) -> None:
     with pytest.raises(ConfigError, match="previous frame"):
         as_trl_reward(build_reward([RewardSpec("epdms_two_frame")], scorer="epdms"), scenes)
+    with (
+        LocalRewardService(build_reward([RewardSpec("epdms_two_frame")], scorer="epdms")) as service,
+        pytest.raises(ConfigError, match="previous frame"),
+    ):
+        as_trl_reward(service, scenes)
 
 
 TOKENS = TrajectoryTokenizer("displacements", -1.0, 6.0, 0.25)
