@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rewards.compose import RewardConfig, RewardSpec
-from rewards.service import LocalRewardService, RewardService
+from rewards.service import LocalRewardService
 from rlhf_drive.config import RewardSection
+
+if TYPE_CHECKING:
+    from rewards.ray_service import RayRewardService
 
 __all__ = ["build_service", "metric_config", "reward_config"]
 
@@ -30,8 +35,10 @@ def metric_config(metric: str, section: RewardSection | None = None) -> RewardCo
     return RewardConfig((RewardSpec(metric),), scorer=metric, scorer_options=options)
 
 
-def build_service(config: RewardConfig, section: RewardSection) -> RewardService:
+def build_service(config: RewardConfig, section: RewardSection) -> LocalRewardService | RayRewardService:
     """The service that scores by `config` on the engine that the section names.
+
+    Use it in a ``with`` block: what is left by an exception does not wait for a reward that hangs.
 
     Raises:
         ConfigError: The reward or the engine cannot be had; the message says why.

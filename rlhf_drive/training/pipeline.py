@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,8 @@ class _Run:
         trainer = RlTrainer(policy, objective, trainer_settings(rl), self.accelerator, self.features)
         section, sampling = self.recipe.reward, sampling_of(rollout)
         with (
-            closing(build_service(reward_config(section), section)) as rewards,
-            closing(build_service(metric_config("epdms"), replace(section, engine="local"))) as heldout_rewards,
+            build_service(reward_config(section), section) as rewards,
+            build_service(metric_config("epdms"), replace(section, engine="local")) as heldout_rewards,
             LiveTable(name, rl.max_steps, RL_COLUMNS) as table,
         ):
             heldout = spread_out(store.split("heldout"), rl.monitor_scenes) if rl.monitor_steps else []
@@ -185,8 +185,7 @@ class _Run:
         configs += [metric_config(metric, reward) for metric in section.metrics[1:]]
         with ExitStack() as stack:
             services = [
-                _Tolerant(stack.enter_context(closing(build_service(config, reward))), reward.max_invalid_fraction)
-                for config in configs
+                _Tolerant(stack.push(build_service(config, reward)), reward.max_invalid_fraction) for config in configs
             ]
             with _progress("compare") as on_progress:
                 evaluation = evaluate(
