@@ -100,7 +100,7 @@ class HackDetector:
         self._series: dict[str, list[list[float]]] = {}
         self._given: dict[str, int] = {}
         self._active: set[str] = set()
-        self._rewards: list[float] = []
+        self._rewards: list[float] = []  # sum and count since the last evaluation
         self._evaluations: list[list[float]] = []
 
     def update(self, step: int, monitors: Mapping[str, float], *, reward: float = math.nan) -> list[Alert]:
@@ -121,7 +121,8 @@ class HackDetector:
                 (start if len(start) < window else latest).append(float(value))
                 del latest[:-window]
         if math.isfinite(reward):
-            self._rewards.append(float(reward))
+            total, count = self._rewards or (0.0, 0.0)
+            self._rewards = [total + float(reward), count + 1.0]
         found = {**self._shares(), **self._motion(), **self._components()}
         return self._new(step, found, lambda name: name != "heldout")
 
@@ -134,7 +135,8 @@ class HackDetector:
             New alerts.
         """
         if self._rewards and math.isfinite(score):
-            self._evaluations.append([float(step), float(np.mean(self._rewards)), float(score)])
+            total, count = self._rewards
+            self._evaluations.append([float(step), total / count, float(score)])
             del self._evaluations[: -self.limits.heldout_window]
             self._rewards = []
         return self._new(step, self._heldout(), lambda name: name == "heldout")

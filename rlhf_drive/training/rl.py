@@ -105,7 +105,7 @@ def train_rl(
     first = state.step if state else 0
     watch = watch or Watch()
     if state:
-        watch.restore(state.values["watch"])
+        watch.restore(state.values.get("watch", {}))
     journal.resume(first)
     rollouts.push_weights(policy, first)
     check_likelihood(policy, rollouts, scenes[:4], sampling.decoding, trainer.features)

@@ -178,6 +178,14 @@ def test_training_reward_is_averaged_between_looks() -> None:
     assert detector.state()["rewards"] == []
 
 
+def test_a_run_without_looks_keeps_no_more_and_more() -> None:
+    detector, sizes = HackDetector(), []
+    for step in range(1, 201):
+        detector.update(step, {"monitor/final_reversal": 0.25}, reward=0.5)
+        sizes.append(sum(map(len, (detector.state()["rewards"], *detector.state()["series"].values()))))
+    assert sizes[100] == sizes[199]
+
+
 def test_alert_comes_again_after_it_was_gone() -> None:
     bad, good = [0.4] * W, [0.0] * W
     assert [a.step for a in run("monitor/final_reversal", good + bad + bad + good + bad)] == [2 * W, 4 * W + 2]
