@@ -1,8 +1,9 @@
 """Reward scoring in NumPy and Numba: NAVSIM kernels, PDMS, composition and the reward service."""
 
+import rewards.navsim_backend
 import rewards.remote
 import rewards.trl_functions
-import rewards.vlm_judge  # noqa: F401  (the three register their rewards)
+import rewards.vlm_judge  # noqa: F401  (the four register a scorer and rewards)
 from rewards.carriers import EPDMS_COMPONENTS, PDMS_COMPONENTS, Failure, RewardInputs, ScorerInfo, Scores
 from rewards.compose import Reward, RewardConfig, RewardSpec, RewardTerm, build_reward
 from rewards.opened import opened_reward
