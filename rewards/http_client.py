@@ -55,7 +55,9 @@ class JsonClient:
 
     Connection errors, timeouts, 429 and 5xx are tried again after ``backoff_s * 2**k`` seconds, or after what
     `Retry-After` asks for if that is longer. There is no jitter: the same answers give the same waits. Redirects are
-    not followed, other answers are final. One call takes at most ``(retries + 1) * timeout_s`` plus the waits.
+    not followed, other answers are final. In one attempt connecting, sending and waiting for an answer may take
+    `timeout_s` each, and the body as long in all; that bounds one call for every server that does not send its header
+    byte by byte, which only the limit of the reward service ends.
     """
 
     def __init__(

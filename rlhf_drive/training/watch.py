@@ -59,7 +59,8 @@ class Watch:
             rollouts: Samples held-out scenes.
 
         Returns:
-            Metrics `monitor/…` and, where held-out scenes were driven, `heldout/epdms` and `heldout/ec`; and alerts.
+            Metrics `monitor/…` and, where held-out scenes were driven, `heldout/invalid_frac`, `heldout/epdms` and
+            `heldout/ec`, the latter two where any scene has them; and alerts.
         """
         scores = experience.scores
         metrics = batch_monitors(scenes, experience.rollout.trajectories, scores)
@@ -81,7 +82,10 @@ class Watch:
         self._detector.restore(state)
 
     def _drive_heldout(self, rollouts: RolloutService, step: int) -> dict[str, float]:
-        """Mean EPDMS and EC of one plan for each held-out scene, where any could be scored."""
+        """Share without a score, and mean EPDMS and EC, of one plan for each held-out scene.
+
+        Scenes that lack what EPDMS needs, such as NAVSIM v1.1's, show as a share of 1: nothing is watched there.
+        """
         assert self._service is not None
         assert self._sampling is not None
         previous = previous_plans(rollouts, self._heldout, self._sampling, step=step)
@@ -89,4 +93,5 @@ class Watch:
         scores = score_frames(self._service, self._heldout, plans, previous)
         epdms, ec = (scores.component(name)[scores.valid] for name in ("epdms", "ec"))
         found = {"heldout/epdms": epdms, "heldout/ec": ec[np.isfinite(ec)]}
-        return {name: float(values.mean()) for name, values in found.items() if len(values)}
+        means = {name: float(values.mean()) for name, values in found.items() if len(values)}
+        return {"heldout/invalid_frac": float(1.0 - scores.valid.mean())} | means

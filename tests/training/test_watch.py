@@ -60,6 +60,17 @@ def test_heldout_scenes_are_driven_every_so_often(
     assert not any(name.startswith("heldout/") for name in Watch().look(3, scenes, experience, rollouts)[0])
 
 
+def test_heldout_scenes_that_cannot_be_scored_show(
+    rollouts: LocalRolloutService, scenes: list[Scene], sampling: Sampling, experience: Experience
+) -> None:
+    without = [scene.with_reference(pdm_reference_v2=np.zeros((0, 3))) for scene in scenes[:2]]
+    with LocalRewardService(metric_config("epdms").build(), workers=1) as service:
+        for heldout, share in ((scenes[:2], 0.0), ([scenes[0], without[1]], 0.5), (without, 1.0)):
+            seen = Watch(heldout, service, sampling, every=1).look(1, scenes, experience, rollouts)[0]
+            assert seen["heldout/invalid_frac"] == share
+            assert ("heldout/epdms" in seen) == (share < 1.0)
+
+
 def test_reversing_plans_raise_a_warning_once_the_start_is_known(
     rollouts: LocalRolloutService, scenes: list[Scene], experience: Experience
 ) -> None:
