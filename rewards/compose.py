@@ -221,8 +221,8 @@ def _make_scorer(name: str, options: Mapping[str, object], where: str) -> Scorer
     bound = described.bind(options, where=where, key="scorer_options", kind="scorer")
     try:
         made = bound()
-    except RlhfDriveError:
-        raise
+    except RlhfDriveError as error:
+        raise ConfigError(f"{where}.scorer_options: {error}") from error
     except Exception as error:  # a plug-in's own code
         raise PluginError(f"{place}: {name!r} failed: {type(error).__name__}: {error}.") from error
     if not isinstance(made, Scorer):

@@ -87,6 +87,9 @@ def test_a_reward_that_needs_the_frame_before_must_get_it(tmp_path: Path) -> Non
     given = [*_given("real_scenes_epdms", tmp_path), "rollout.previous_plan=none"]
     with pytest.raises(ConfigError, match=r"rollout\.previous_plan: the reward needs the plan of the frame before"):
         load_checked("real_scenes_epdms", given)
+    given = [*_given("real_scenes_epdms", tmp_path), "reward.scorer_options.human_filter=onn"]
+    with pytest.raises(ConfigError, match=r"reward\.scorer_options: Unknown human_filter 'onn'\. Did you mean 'on'"):
+        load_checked("real_scenes_epdms", given)
     with pytest.raises(ConfigError, match=r"needs ec, which scorer 'pdms' does not yield"):
         load_checked("quickstart", ["reward.terms[0].name=ec"])
 
