@@ -178,7 +178,7 @@ class LocalRewardService:
             cancel: Whether to give up what was submitted, instead of waiting until it is done.
         """
         with self._lock:
-            pending = list(self._submitted)
+            pending = self._submitted - {threading.current_thread()}  # a future's callback may close the service
             if cancel:
                 self._stop.set()
                 self._stop = threading.Event()

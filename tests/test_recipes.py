@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from rewards.hack_detector import MonitorLimits
 from rlhf_drive.cli_check import load_checked
 from rlhf_drive.config import ACTION_TOKENS, Recipe, read_recipe_text, shipped_recipes
 from rlhf_drive.errors import ConfigError
@@ -155,3 +156,10 @@ def test_a_plan_has_as_many_tokens_as_the_schema_says() -> None:
 
     tokenizer = load_checked("quickstart", []).tokenizer
     assert TrajectoryTokenizer(**dataclasses.asdict(tokenizer)).length == ACTION_TOKENS
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in ("compare", "scenes", "sft")])
+def test_runs_are_long_enough_for_every_monitor(name: str, tmp_path: Path) -> None:
+    rl, limits = load_checked(name, _given(name, tmp_path)).rl, MonitorLimits()
+    assert rl.max_steps // rl.monitor_steps > limits.heldout_window
+    assert rl.max_steps >= 2 * limits.window

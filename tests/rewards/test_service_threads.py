@@ -252,3 +252,19 @@ def test_many_scenes_are_not_held_at_once() -> None:
             scenes = [make_scene(f"s{i}", float(i + 1)) for i in range(60)]
             flat.score(scenes, plans([10.0] * 120, [i // 2 for i in range(120)]))
         assert max(most) <= workers + 2
+
+
+def test_callback_of_a_future_may_close_the_service() -> None:
+    one, done = service(), threading.Event()
+    closed: list[str] = []
+
+    def close(_: object) -> None:
+        try:
+            one.close()
+            closed.append("well")
+        finally:
+            done.set()
+
+    one.submit([make_scene("a")], plans([1.0] * 400)).add_done_callback(close)
+    assert done.wait(20.0)
+    assert closed == ["well"]
