@@ -54,7 +54,7 @@ def navsim_scorer(
         ConfigError: There is no such interpreter or folder, or no `navsim` of that version in the environment.
     """
     columns = _check_options(version, human_filter, timeout_s)
-    interpreter, folder = shutil.which(Path(python).expanduser()), Path(cache).expanduser().resolve()
+    interpreter, folder = shutil.which(str(Path(python).expanduser())), Path(cache).expanduser().resolve()
     if interpreter is None:
         raise ConfigError(f"navsim: there is no interpreter {python!r}. Give option python the path of one.")
     if not folder.is_dir():

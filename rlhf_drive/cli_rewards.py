@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_drive.config import inspect_recipe, raise_problems, shipped_recipes
-from rlhf_drive.errors import ConfigError, did_you_mean
+from rlhf_drive.errors import ConfigError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
     from rewards import RewardConfig
@@ -29,7 +29,8 @@ def list_rewards() -> None:
     typer.echo("Scorers (reward.scorer):")
     for name in SCORERS:
         factory = SCORERS.get(name)
-        options = ", ".join(f"{o.name}: {o.kind.__name__}" for o in describe_options(name, factory, skip=0))
+        described = describe_options(name, factory, skip=0)
+        options = ", ".join(f"{o.name}: {o.kind.__name__}{' (required)' if o.required else ''}" for o in described)
         typer.echo(f"  {name:<18} {_first_line(factory)}{f'  [{options}]' if options else ''}")
     typer.echo("Rewards (reward.gates, reward.terms):")
     for name in REWARDS:
@@ -49,16 +50,18 @@ def show_reward(
     name: Annotated[str, typer.Argument(help="A reward, a scorer, or path/to/file.py:function.")],
 ) -> None:
     """Show what a reward or scorer computes, its options with their defaults, and where it is written."""
-    from rewards.registry import resolve_reward
+    from rewards.registry import describe_options, resolve_reward
     from rewards.scorer import SCORERS
 
     facts: list[str] = []
-    if name in SCORERS:
+    if name in SCORERS and any(o.required for o in describe_options(name, SCORERS.get(name), skip=0)):
+        facts.append("scorer: what it yields depends on its options")
+    elif name in SCORERS:
         made = SCORERS.get(name)()
         facts += [f"scorer: {made.info}", f"components: {', '.join(made.columns)}"]
     try:
         entry = resolve_reward(name, where="rewards show")
-    except ConfigError:
+    except (ConfigError, UnknownNameError):
         if not facts:
             raise
         _show(name, SCORERS.get(name), facts)
