@@ -9,6 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,6 +26,8 @@ __all__ = ["MAX_WAIT_S", "HttpCallError", "JsonClient", "check_url", "secret_fro
 MAX_WAIT_S = 30.0
 """Longest pause before another attempt; a server that asks for more is given up."""
 _MAX_REPLY_BYTES = 32 * 2**20
+_GRACE_S = 0.1
+"""How much later the thread is given up than the attempt in it ends itself."""
 
 
 class HttpCallError(Exception):
@@ -55,9 +59,8 @@ class JsonClient:
 
     Connection errors, timeouts, 429 and 5xx are tried again after ``backoff_s * 2**k`` seconds, or after what
     `Retry-After` asks for if that is longer. There is no jitter: the same answers give the same waits. Redirects are
-    not followed, other answers are final. In one attempt connecting, sending and waiting for an answer may take
-    `timeout_s` each, and the body as long in all; that bounds one call for every server that does not send its header
-    byte by byte, which only the limit of the reward service ends.
+    not followed, other answers are final. An attempt is given up after `timeout_s`, whatever the server does meanwhile,
+    so a call takes at most ``(retries + 1) * timeout_s`` plus the waits.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class JsonClient:
         content = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
         for attempt in range(self._retries + 1):
             try:
-                return _parsed(self._attempt(content), self.name)
+                return _parsed(self._in_time(content), self.name)
             except _TransientError as error:
                 wait_s = max(self._backoff_s * 2.0**attempt, error.wait_s)
                 if attempt == self._retries or wait_s > MAX_WAIT_S:
@@ -131,6 +134,22 @@ class JsonClient:
                 # A proxy from the environment must not stand between this machine and itself.
                 self._client = _httpx().Client(timeout=self._timeout_s, trust_env=not _is_loopback(self.url))
             return self._client
+
+    def _in_time(self, content: bytes) -> bytes:
+        """One attempt, from a thread that is left behind where the server holds it with a header that never ends."""
+        answer: Future[bytes] = Future()
+
+        def attempt() -> None:
+            try:
+                answer.set_result(self._attempt(content))
+            except Exception as error:  # raised again by the caller
+                answer.set_exception(error)
+
+        threading.Thread(target=attempt, daemon=True, name="http-attempt").start()
+        try:
+            return answer.result(self._timeout_s + _GRACE_S)
+        except FutureTimeoutError as error:
+            raise _TransientError("timeout", f"{self.name} did not answer within {self._timeout_s:g} s") from error
 
     def _attempt(self, content: bytes) -> bytes:
         """The body of one answer with status 200."""

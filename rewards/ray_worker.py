@@ -147,7 +147,11 @@ class RewardWorker:
     def _scene(self, number: int, reference: Any) -> Scene:
         """The scene of that number, fetched if it is not kept here."""
         if number not in self._scenes:
-            data: bytes = import_ray().get(reference, timeout=_FETCH_TIMEOUT_S)
+            ray = import_ray()
+            try:
+                data: bytes = ray.get(reference, timeout=_FETCH_TIMEOUT_S)
+            except ray.exceptions.RayError as error:  # no fault of the rows: another worker may be luckier
+                raise WorkerLostError(f"it could not fetch a scene: {_why_lost(error)}") from error
             self._scenes[number] = pickle.loads(data), len(data)
             self._scenes_bytes += len(data)
         self._scenes.move_to_end(number)

@@ -41,11 +41,12 @@ def score_frames(
         scorer: Scores plans.
         scenes: S scenes.
         plans: N plans.
-        previous: Plans of the previous frame, row by row; None scores without.
+        previous: Plans of the previous frame, row by row; a row that is NaN throughout has none. None scores without.
     """
     if previous is None:
         return scorer.score(scenes, plans, None)
     known = np.array([has_previous_frame(scene) for scene in scenes], dtype=np.bool_)[plans.scene_index]
+    known &= ~np.isnan(previous.poses).all(axis=(1, 2))
     if known.all():
         return scorer.score(scenes, plans, previous)
     with_it, without = np.flatnonzero(known), np.flatnonzero(~known)

@@ -27,7 +27,8 @@ class Candidates:
     poses: NDArray[np.float64]
     """``[B, 8, 3]`` rear-axle poses in the t=0 ego frame at 0.5 … 4.0 s."""
     previous: NDArray[np.float64] | None
-    """``[B, 8, 3]`` plans of the frame 0.5 s earlier in its ego frame; None where there are none."""
+    """``[B, 8, 3]`` plans of the frame 0.5 s earlier in its ego frame, NaN throughout in a row that has none; None
+    where no row has one."""
 
     def __len__(self) -> int:
         return len(self.number)
@@ -50,9 +51,9 @@ def read_candidates(path: str | Path) -> dict[str, Candidates]:
 
     Args:
         path: A `.parquet` file with columns `scene` (text), `poses` (24 numbers: x, y, heading of each pose in turn)
-            and, if wanted, `candidate` (whole number) and `previous` (as `poses`); a `.npz` file with arrays of these
-            names, ``scene [N]``, ``poses [N, 8, 3]``, …; or a folder of ``<id>.scene.json`` and ``<id>.scene.npz``.
-            Without numbers the plans of a scene are counted from 0.
+            and, if wanted, `candidate` (whole number) and `previous` (as `poses`, or null); a `.npz` file with arrays
+            of these names, ``scene [N]``, ``poses [N, 8, 3]``, …; or a folder of ``<id>.scene.json`` and
+            ``<id>.scene.npz``. Without numbers the plans of a scene are counted from 0.
 
     Raises:
         ConfigError: There is no such file, or it is of another kind.
@@ -97,7 +98,12 @@ def _by_scene(path: Path, columns: Mapping[str, Any]) -> dict[str, Candidates]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: scene must be text in every row: the token of the plan's scene.")
     poses = _poses(path, "poses", columns["poses"], len(names))
-    previous = _poses(path, "previous", columns["previous"], len(names)) if "previous" in columns else None
+    previous = None
+    if "previous" in columns:
+        values = columns["previous"]
+        like = next((plan for plan in values if plan is not None), np.zeros((NUM_POSES, 3)))
+        given = [np.full(np.shape(like), np.nan) if plan is None else plan for plan in values]
+        previous = _poses(path, "previous", given, len(names))
     if "candidate" in columns and np.shape(columns["candidate"]) != (len(names),):
         shape = list(np.shape(columns["candidate"]))
         raise DataError(f"{path}: candidate must have one number for each of {len(names)} plans; got shape {shape}.")

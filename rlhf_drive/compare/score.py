@@ -17,6 +17,7 @@ from rewards.carriers import ScorerInfo, Scores
 from rewards.compose import Reward, RewardConfig, RewardSpec
 from rewards.pdm_closed import plan_pdm_closed
 from rewards.service import LocalRewardService, RewardService
+from rewards.two_frame import score_frames
 from rlhf_drive.compare.candidates import Candidates, candidates_of, read_candidates
 from rlhf_drive.errors import ConfigError, DataError, did_you_mean
 from rlhf_drive.scenes import Command, Observation, Scene, SceneReference, Trajectories, to_ego_frame
@@ -109,7 +110,7 @@ def score_folder(
     parts: list[_Part] = []
     with LocalRewardService(built, workers=workers, cache_size=2 * _BATCH) as service:
         while batch := list(islice(items, _BATCH)):
-            parts += _score_batch(service, batch)
+            parts += _score_batch(service, batch, two_frame=built.two_frame)
             if on_progress is not None:
                 on_progress(len(parts), total, sum(len(part.scores) for part in parts))
     if not parts:
@@ -225,21 +226,16 @@ def _prepared(scene: Scene, reward: Reward) -> Scene:
     return scene.with_reference(**{field: planned})
 
 
-def _score_batch(service: RewardService, batch: Sequence[tuple[Scene, Candidates]]) -> list[_Part]:
-    """Scores of a few scenes; those with and without plans of the frame before are scored apart."""
-    found: dict[int, _Part] = {}
-    for paired in (True, False):
-        mine = [i for i, (_, plans) in enumerate(batch) if (plans.previous is not None) == paired and len(plans)]
-        if not mine:
-            continue
-        index = np.repeat(np.arange(len(mine)), [len(batch[i][1]) for i in mine])
-        poses = Trajectories(np.concatenate([batch[i][1].poses for i in mine]), index)
-        earlier = [part for i in mine if (part := batch[i][1].previous) is not None]
-        previous = Trajectories(np.concatenate(earlier), index) if paired else None
-        scores = service.score([batch[i][0] for i in mine], poses, previous)
-        for k, i in enumerate(mine):
-            found[i] = _Part(batch[i][0].token, batch[i][1].number, _rows(scores, np.flatnonzero(index == k)))
-    return [found[i] for i in sorted(found)]
+def _score_batch(service: RewardService, batch: Sequence[tuple[Scene, Candidates]], *, two_frame: bool) -> list[_Part]:
+    """Scores of a few scenes; rows without a plan of the frame before are scored without EC."""
+    index = np.repeat(np.arange(len(batch)), [len(plans) for _, plans in batch])
+    poses = Trajectories(np.concatenate([plans.poses for _, plans in batch]), index)
+    none = [np.full_like(plans.poses, np.nan) if plans.previous is None else plans.previous for _, plans in batch]
+    previous = Trajectories(np.concatenate(none), index)
+    scenes = [scene for scene, _ in batch]
+    scores = service.score(scenes, poses, previous) if two_frame else score_frames(service, scenes, poses, previous)
+    parts = ((scene.token, plans.number, np.flatnonzero(index == i)) for i, (scene, plans) in enumerate(batch))
+    return [_Part(token, number, _rows(scores, rows)) for token, number, rows in parts if len(rows)]
 
 
 def _rows(scores: Scores, rows: NDArray[np.int64]) -> Scores:

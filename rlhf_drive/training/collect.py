@@ -12,12 +12,14 @@ import numpy as np
 
 from rewards.carriers import Scores
 from rewards.service import RewardService
+from rewards.two_frame import has_previous_frame
+from rlhf_drive.errors import DataError
 from rlhf_drive.policies import Decoding
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.previous import human_previous, previous_scene
 from rollout import Rollout, RolloutService
 
-__all__ = ["Experience", "Sampling", "collect", "previous_plans"]
+__all__ = ["Experience", "Sampling", "check_previous_frames", "collect", "previous_plans"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,20 @@ def previous_plans(
         poses = rollouts.sample(before, 1, sampling.decoding, step=step).trajectories.poses
     index = np.repeat(np.arange(len(scenes)), sampling.num_generations)
     return Trajectories(poses[index], index)
+
+
+def check_previous_frames(scenes: Sequence[Scene], sampling: Sampling) -> None:
+    """Refuse scenes whose previous frame is not known where a plan of it is asked for: EC could not be told.
+
+    Raises:
+        DataError: There are such scenes.
+    """
+    lacking = [scene.token for scene in scenes if not has_previous_frame(scene)]
+    if lacking and sampling.previous_plan != "none":
+        raise DataError(
+            f"{len(lacking)} of {len(scenes)} scenes do not hold the ego's state of 0.5 s ago, which two-frame comfort "
+            f"needs; the first is {lacking[0]!r}. Leave them out, or set rollout.previous_plan to none."
+        )
 
 
 def collect(

@@ -19,7 +19,7 @@ from rlhf_drive.policies import Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
-from rlhf_drive.training.collect import Sampling, collect
+from rlhf_drive.training.collect import Sampling, check_previous_frames, collect
 from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.schedule import scene_order
 from rlhf_drive.training.trainer import RlTrainer
@@ -95,9 +95,11 @@ def train_rl(
 
     Raises:
         RewardError: More than `max_invalid_fraction` of a step's rows could not be scored.
+        DataError: Plans of the frame before are asked for, and scenes do not know that frame.
         TrainingError: The likelihood self-test failed, or loss or gradients are not finite.
     """
     policy, settings = trainer.policy, trainer.settings
+    check_previous_frames(scenes, sampling)
     policy.remember_training(scenes)
     checkpoints = CheckpointStore(folder / "checkpoints", keep_checkpoints)
     torch.manual_seed(seed)  # for a user's reward that draws from torch; checkpoints carry the generator on

@@ -20,6 +20,7 @@ from rlhf_drive.config import ScenesSection
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.generator import generate_scenes
+from rlhf_drive.scenes.previous import human_previous
 from rlhf_drive.scenes.store import write_scenes
 from rlhf_drive.training.scenes import build_scenes
 
@@ -296,3 +297,20 @@ def test_imported_metric_caches_give_the_same_numbers(
     other = {"pdms": "epdms", "epdms": "pdms"}[metric]
     with pytest.raises(DataError, match="comes from a metric cache of NAVSIM"):
         score_folder(store.path, out, reward=metric_reward(other), candidates=folder)
+
+
+def test_rows_without_a_plan_of_the_frame_before_are_scored_without_ec(
+    store: tuple[Path, list[Scene]], tmp_path: Path
+) -> None:
+    folder, scenes = store
+    first = scenes[0]
+    plan, before = first.reference.human_poses.ravel().tolist(), human_previous(first).ravel().tolist()
+    table = pa.table({"scene": [first.token] * 2, "poses": [plan] * 2, "previous": [before, None]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    score_folder(folder, tmp_path / "o.parquet", reward=metric_reward("epdms"), candidates=tmp_path / "p.parquet")
+    both = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert [row["ec"] is None for row in both] == [False, True]
+    assert both[0]["nc"] == both[1]["nc"]
+    two_frames = RewardConfig((RewardSpec("epdms_two_frame"),), scorer="epdms")
+    summary = score_folder(folder, tmp_path / "t.parquet", reward=two_frames, candidates=tmp_path / "p.parquet")
+    assert (summary.rows, summary.invalid) == (2, 1)

@@ -13,13 +13,14 @@ import torch
 
 from rewards import LocalRewardService, RewardConfig, RewardSpec, Scores
 from rlhf_drive.config import Recipe
+from rlhf_drive.errors import DataError
 from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.previous import human_previous, previous_scene
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.build import build_policy, sampling_of
-from rlhf_drive.training.collect import Sampling, collect, previous_plans
+from rlhf_drive.training.collect import Sampling, check_previous_frames, collect, previous_plans
 from rollout import LocalRolloutService
 
 EPDMS = RewardConfig((RewardSpec("epdms"),), scorer="epdms", scorer_options={"human_filter": "on"})
@@ -126,3 +127,11 @@ def test_a_reward_that_sees_two_frames_gets_them(
         np.testing.assert_array_equal(sampled.component(name), none.component(name))
     gate = np.prod([none.component(name) for name in ("nc", "dac", "ddc", "tlc")], axis=0)
     np.testing.assert_allclose(16 * sampled.total - 14 * none.total, 2 * gate * sampled.component("ec"), atol=1e-9)
+
+
+def test_scenes_that_do_not_know_the_frame_before_are_refused(scenes: list[Scene], sampling: Sampling) -> None:
+    bare = scenes[1].with_reference(prev_ego_init=np.zeros(0))
+    check_previous_frames(scenes, sampling)
+    check_previous_frames([scenes[0], bare], replace(sampling, previous_plan="none"))
+    with pytest.raises(DataError, match=rf"1 of 2 scenes .* the first is '{bare.token}'"):
+        check_previous_frames([scenes[0], bare], sampling)
