@@ -131,6 +131,9 @@ def test_a_fault_of_the_human_is_forgiven(make: Make, tmp_path: Path) -> None:
     for scorer, token in ((off, "b"), (on, "c")):
         assert scorer.score(scorer.prepare(token, _reference()), plans, None)["epdms"].tolist() == [0.5 * 9 / 14, 1.0]
     assert off.info.human_filter == "off"
+    again = make()
+    write_cache(tmp_path / "cache", "d", "v2.2", human_trajectory=SimpleNamespace(poses=plan(20, ttc=0.5)))
+    assert again.score(again.prepare("d", _reference()), plans, None)["ttc"].tolist() == [0.0, 1.0]
 
 
 def test_the_plan_of_the_frame_before_counts_two_of_sixteen(make: Make) -> None:
