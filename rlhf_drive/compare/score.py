@@ -208,6 +208,8 @@ def _nothing_seen(reference: SceneReference) -> Observation:
 
 def _prepared(scene: Scene, reward: Reward) -> Scene:
     """The scene with the progress reference that its scorer needs; one that cannot be planned fails in the service."""
+    if reward.scorer.info.name not in METRICS:  # another scorer brings what it needs
+        return scene
     extended = reward.scorer.info.name == "epdms"
     reference = scene.reference
     if len(reference.pdm_reference_v2 if extended else reference.pdm_reference_v1):
