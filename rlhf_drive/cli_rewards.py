@@ -127,7 +127,7 @@ def score(
         result = score_folder(scenes, out, reward=reward, candidates=candidates, workers=workers, on_progress=advance)
     typer.echo(
         f"{result.rows} plans of {result.scenes} scenes in {result.seconds:.1f} s ({result.rows_per_s:,.0f} plans/s), "
-        f"{result.invalid} invalid, mean {100 * result.mean:.2f}"
+        f"{result.invalid} invalid, mean {100 * result.mean:.2f} of 100"
     )
     for reason in result.reasons:
         typer.echo(f"  {reason}")

@@ -151,9 +151,11 @@ def _build(recipe: str, store: Path, **changes: object) -> None:
 
     with _progress() as on_progress:
         built = build_scenes(section, store, on_progress=on_progress)
-    refused = len(built.info.get("refused", {}))
+    refused = built.info.get("refused", {})
     splits = f"{len(built.indices('train'))} train, {len(built.indices('heldout'))} held out"
-    typer.echo(f"Scene store: {store} ({splits}, {refused} refused)")
+    typer.echo(f"Scene store: {store} ({splits}, {len(refused)} refused)")
+    for token, reason in list(refused.items())[:3] if isinstance(refused, dict) else []:
+        typer.echo(f"  refused {token}: {reason}")
 
 
 @contextmanager

@@ -280,7 +280,10 @@ def test_scenes_are_made_as_the_recipe_says_unless_told_otherwise(
         (replace(generated, count=7, kinds=("cut_in", "merge")), new),
         (replace(recorded, starts="all", seed=5), new),
     ]
-    assert result.out.strip() == f"Scene store: {new} (4 train, 2 held out, 1 refused)"
+    assert result.out.strip().splitlines() == [
+        f"Scene store: {new} (4 train, 2 held out, 1 refused)",
+        "  refused s6: the map is empty",
+    ]
 
 
 def test_rewards_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:

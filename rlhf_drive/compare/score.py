@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def score_folder(
         ``score_folder("vectors", "scores.parquet", reward=metric_reward("epdms")).mean``
     """
     target, folder = Path(out), Path(scenes)
+    if target.suffix != ".parquet":
+        raise ConfigError(f"Scores are written as Parquet: end the output's name in .parquet; got {target.name!r}.")
     if not target.parent.is_dir():
         raise ConfigError(f"The folder {str(target.parent)!r} of the output file does not exist. Make it first.")
     built = (reward or metric_reward("pdms")).build()
@@ -114,7 +117,7 @@ def score_folder(
             if on_progress is not None:
                 on_progress(len(parts), total, sum(len(part.scores) for part in parts))
     if not parts:
-        raise DataError(f"There are no plans to score for the {total} scenes of {folder}.")
+        raise DataError(f"There are no plans to score: there are none for any scene of {folder}.")
     scores = Scores.concatenate([part.scores for part in parts])
     if not scores.valid.any():
         raise DataError(
@@ -173,7 +176,7 @@ def _check_known(names: Sequence[str], plans: Mapping[str, Candidates] | None, f
     if unknown := sorted(set(plans or {}) - set(names)):
         raise DataError(
             f"{folder} holds no scene {unknown[0]!r}, for which plans are given ({len(unknown)} such scenes). "
-            f"{did_you_mean(unknown[0], list(names))}"
+            f"{did_you_mean(unknown[0], get_close_matches(unknown[0], names, 5) or list(names)[:5])}"
         )
 
 

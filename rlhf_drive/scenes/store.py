@@ -95,7 +95,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
             f"{target} also holds {foreign[0]!r}, which is no part of a scene store. Choose another folder."
         )
     if not overwrite:
-        raise DataError(f"{target} already holds scenes. Choose another folder or pass overwrite=True to replace them.")
+        raise DataError(f"{target} already holds scenes. Choose another folder (in Python: or overwrite=True).")
 
 
 def _move_into_place(aside: Path, target: Path) -> None:

@@ -40,7 +40,7 @@ from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
 from rlhf_drive.training.rl import train_rl
 from rlhf_drive.training.run_folder import RunFolder
-from rlhf_drive.training.scenes import open_scenes
+from rlhf_drive.training.scenes import check_store, open_scenes
 from rlhf_drive.training.sft import train_sft
 from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.watch import Watch, spread_out
@@ -86,6 +86,7 @@ class _Run:
         """The stages that the recipe's job consists of."""
         job = self.recipe.job
         store = self._scenes()
+        check_store(store, *self._needs())
         if job in ("pipeline", "sft"):
             self._sft(store)
         if job in ("pipeline", "rl"):
@@ -94,6 +95,14 @@ class _Run:
         if job in ("pipeline", "compare") and not self.folder.is_done("compare"):
             self._compare(store)
             self.folder.mark_done("compare", {}, time.monotonic() - self.started)
+
+    def _needs(self) -> tuple[list[str], list[str]]:
+        """Splits and simulator scores that the job's stages use."""
+        recipe, job = self.recipe, self.recipe.job
+        splits = ["train"] if job in ("pipeline", "sft", "rl") else []
+        splits += ["heldout"] if job in ("pipeline", "sft", "compare") else []
+        metrics = [recipe.reward.scorer] if job in ("pipeline", "rl") else []
+        return splits, [*metrics, *(recipe.compare.metrics if job in ("pipeline", "compare") else ())]
 
     def _scenes(self) -> SceneStore:
         with _progress("scenes") as on_progress:

@@ -26,7 +26,7 @@ from rlhf_drive.scenes.importers.recorded import Refused, import_recording, reco
 from rlhf_drive.scenes.store import SceneStore, write_scenes
 from rlhf_drive.training.judge import Judged, judge, judge_imported
 
-__all__ = ["build_scenes", "open_scenes", "split_of_cluster"]
+__all__ = ["build_scenes", "check_store", "open_scenes", "split_of_cluster"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,6 +39,7 @@ class _Tally:
     scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
+    clusters: set[str] = field(default_factory=set)
 
 
 def split_of_cluster(cluster: str, seed: int, heldout_fraction: float) -> str:
@@ -168,6 +169,7 @@ def _kept(
             splits[scene.token] = split_of_cluster(scene.cluster, section.seed, section.heldout_fraction)
             tally.splits[splits[scene.token]] += 1
             tally.kinds[scene.kind] += 1
+            tally.clusters.add(scene.cluster)
             for name, value in item.scores.items():
                 tally.scores.setdefault(item.metric, {}).setdefault(name, []).append(value)
             yield scene
@@ -179,8 +181,9 @@ def _kept(
     if empty and (section.source != "navsim" or len(empty) == 2):
         first = next((f" The first refusal: {token}: {why}" for token, why in tally.refused.items()), "")
         raise DataError(
-            f"Split {empty[0]!r} would be empty ({sum(tally.splits.values())} usable scenes, {len(tally.refused)} "
-            f"refused); use more scenes or another scenes.heldout_fraction or scenes.seed.{first}"
+            f"Split {empty[0]!r} would be empty: {sum(tally.splits.values())} usable scenes in {len(tally.clusters)} "
+            f"clusters of related ones, which are never divided, and {len(tally.refused)} refused. Use more scenes or "
+            f"another scenes.heldout_fraction or scenes.seed.{first}"
         )
     for metric, scores in tally.scores.items():
         info[metric] = {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
@@ -199,6 +202,35 @@ def _origin(section: ScenesSection) -> dict[str, object]:
     names = [path.stem for path in recording_paths(Path(str(section.path)))]
     digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).hexdigest()
     return origin | {"starts": section.starts, "recordings": f"{len(names)} by the names of {digest}"}
+
+
+def check_store(store: SceneStore, splits: Sequence[str], metrics: Sequence[str]) -> None:
+    """Refuse a store that a job cannot work with, before it starts.
+
+    Args:
+        store: The scenes; those of a split come from one source, so its first scene speaks for it.
+        splits: Splits that the job uses.
+        metrics: Simulator scores that it computes.
+
+    Raises:
+        DataError: A split is empty, or its scenes lack the progress reference of a metric.
+    """
+    for split in splits:
+        indices = store.indices(split)
+        if not indices:
+            raise DataError(
+                f"{store.path} holds no scene in split {split!r}, which this job needs. Make the store again with more "
+                "scenes or another --heldout-fraction or --seed; related scenes stay together."
+            )
+        reference = store[indices[0]].reference
+        known = {"pdms": len(reference.pdm_reference_v1) > 0, "epdms": len(reference.pdm_reference_v2) > 0}
+        if lacking := [metric for metric in metrics if not known.get(metric, True)]:
+            has = ", ".join(metric for metric, there in known.items() if there) or "neither"
+            raise DataError(
+                f"{store.path} cannot be scored by {', '.join(lacking)}: its scenes hold a reference for {has} alone, "
+                "as metric caches of one NAVSIM version do. Let reward.scorer, reward.terms and compare.metrics "
+                "match, or import caches of the other version."
+            )
 
 
 def open_scenes(section: ScenesSection, run_dir: Path, *, on_progress: Progress | None = None) -> SceneStore:

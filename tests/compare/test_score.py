@@ -130,6 +130,8 @@ def test_wrong_input_is_refused_first(tmp_path: Path) -> None:
         score_folder(tmp_path, tmp_path / "o.parquet", reward=metric_reward("epdms", human_filter="onn"))
     with pytest.raises(ConfigError, match="does not exist"):
         score_folder(tmp_path, tmp_path / "absent" / "o.parquet")
+    with pytest.raises(ConfigError, match=r"end the output's name in \.parquet; got 'o\.csv'"):
+        score_folder(tmp_path, tmp_path / "o.csv")
     with pytest.raises(DataError, match=r"no \*\.scene\.json file found"):
         score_folder(tmp_path, tmp_path / "o.parquet")
 

@@ -24,7 +24,7 @@ from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training import judge as judging
 from rlhf_drive.training import scenes as module
 from rlhf_drive.training.judge import Judged, judge, judge_imported
-from rlhf_drive.training.scenes import build_scenes, open_scenes, split_of_cluster
+from rlhf_drive.training.scenes import build_scenes, check_store, open_scenes, split_of_cluster
 
 GENERATED = ScenesSection(source="generate", path=None, store=None, count=10, seed=3, heldout_fraction=0.3)
 SMALL = ("womd_1c365f15b70ebdbf", "womd_74e892ddfe3b9b8", "womd_a0d7dc6be757", "womd_965472cb24cb397b")
@@ -185,7 +185,7 @@ def test_a_store_of_other_recordings_is_refused(recordings: Path, tmp_path: Path
 
 
 def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Split 'heldout' would be empty \(3 usable scenes, 0 refused\)"):
+    with pytest.raises(DataError, match=r"Split 'heldout' would be empty: 3 usable scenes in 3 clusters"):
         build_scenes(replace(GENERATED, count=3, heldout_fraction=1e-9), tmp_path / "store", workers=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -266,3 +266,15 @@ def test_what_the_human_scores_decides_about_a_cache(navsim_golden: Path) -> Non
         assert f"the human scores {human:.2f} EPDMS" in again.reason
         assert item.scene.challenging == (item.scores["constant_velocity"] < 0.8 <= human)
     assert {item.scene.challenging for item in judged if isinstance(item, Judged)} == {True, False}
+
+
+def test_a_store_that_a_job_cannot_use_is_refused_before_it_starts(
+    navsim_golden: Path, tmp_path: Path, tiny_store: SceneStore
+) -> None:
+    check_store(tiny_store, ["train", "heldout"], ["pdms", "epdms"])
+    store = build_scenes(_cache_section(navsim_golden, "v2_2", 1e-9), tmp_path / "store", workers=1)
+    check_store(store, ["train"], ["epdms", "a plug-in's own"])
+    with pytest.raises(DataError, match="holds no scene in split 'heldout'"):
+        check_store(store, ["train", "heldout"], ["epdms"])
+    with pytest.raises(DataError, match="cannot be scored by pdms: its scenes hold a reference for epdms alone"):
+        check_store(store, ["train"], ["epdms", "pdms"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.carriers import Scores
+from rewards.carriers import Failure, ScorerInfo, Scores
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import TrainingError
 from rlhf_drive.objectives import make_objective
@@ -51,7 +51,8 @@ def sample(recipe: Recipe, policy: Policy, scenes: list[Scene]) -> Rollout:
 def scores_of(total: np.ndarray, valid: np.ndarray | None = None) -> Scores:
     valid = np.ones(len(total), dtype=bool) if valid is None else valid
     total = np.where(valid, total, np.nan)
-    return Scores(("r",), total[:, None], total, valid, {int(i): "test" for i in np.flatnonzero(~valid)})
+    failures = {int(i): Failure("r", "raised", "test") for i in np.flatnonzero(~valid)}
+    return Scores(("r",), total[:, None], total, valid, ScorerInfo("r", "test"), failures)
 
 
 def leftness(rollout: Rollout) -> np.ndarray:
