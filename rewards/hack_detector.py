@@ -252,7 +252,8 @@ class HackDetector:
             for name in found
             if name not in self._active and step - self._given.get(name, -(10**9)) >= self.limits.window
         ]
-        self._active = {name for name in self._active if not mine(name)} | set(found)
+        # What came back too soon to be said again is not active yet: it is said once the time has passed.
+        self._active = {name for name in self._active if not mine(name) or name in found} | set(fresh)
         self._given |= dict.fromkeys(fresh, step)
         return [Alert(name, found[name], step) for name in fresh]
 

@@ -240,3 +240,17 @@ def test_slope_against_its_standard_error() -> None:
     assert slope_over_error(x, -2.0 * x)[1] == -math.inf
     assert slope_over_error(x, np.ones(5)) == (0.0, 0.0)
     assert slope_over_error([1.0, 2.0], [1.0, 5.0]) == (0.0, 0.0)
+
+
+def test_a_condition_that_comes_back_too_soon_is_said_again_later() -> None:
+    detector = HackDetector(MonitorLimits(window=3))
+
+    def feed(step: int, share: float, times: int = 3) -> list[str]:
+        return [a.name for _ in range(times) for a in detector.update(step, {"monitor/final_reversal": share})]
+
+    assert feed(1, 0.0) == []
+    assert feed(10, 0.4) == ["reversal"]
+    assert feed(10, 0.0) == []  # gone
+    assert feed(11, 0.4) == []  # back within the window: not said again yet
+    assert feed(13, 0.4, 1) == ["reversal"]
+    assert feed(30, 0.4) == []
