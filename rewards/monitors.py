@@ -28,6 +28,8 @@ SCORER_COLUMNS = frozenset(PDMS_COMPONENTS) | frozenset(EPDMS_COMPONENTS)
 """Columns in 0..1 whose ceiling is known to be 1."""
 AGGREGATES = frozenset({"pdms", "epdms", "wam_flow", "epdms_two_frame"})
 """Columns made of other columns."""
+WITHOUT_WEIGHT = {"pdms": frozenset({"ddc"})}
+"""Columns that a scorer reports and does not weigh: that such a one is at its ceiling is no news."""
 _EQUAL = 1e-6
 """Values closer than this are the same."""
 
@@ -100,8 +102,8 @@ def component_monitors(scores: Scores, scene_index: NDArray[np.int64]) -> dict[s
 
     Returns:
         For each column C: `monitor/mean/C`. `monitor/ceiling/C`: share of rows at 1, or, in a column of the user's
-        whose ceiling is not known, at the batch's maximum. `monitor/group_spread/C`: share of groups of two rows or
-        more in which the column differs. `monitor/variance_share/C`: squared correlation of the deviations from the
+        whose ceiling is not known, at the batch's maximum; left out for `WITHOUT_WEIGHT`. `monitor/group_spread/C`:
+        share of groups of two rows or more in which the column differs. `monitor/variance_share/C`: squared correlation of the deviations from the
         group's mean of the column and of the total, that is the share of what a group learns from that follows this
         column alone; left out for aggregates and for a column that is the total itself.
     """
@@ -115,7 +117,8 @@ def component_monitors(scores: Scores, scene_index: NDArray[np.int64]) -> dict[s
         _, group = np.unique(scene_index[rows], return_inverse=True)
         ceiling = 1.0 if name in SCORER_COLUMNS else float(mine.max())
         result[f"monitor/mean/{name}"] = float(mine.mean())
-        result[f"monitor/ceiling/{name}"] = float((mine >= ceiling - _EQUAL).mean())
+        if name not in WITHOUT_WEIGHT.get(scores.scorer.name, ()):
+            result[f"monitor/ceiling/{name}"] = float((mine >= ceiling - _EQUAL).mean())
         several = np.bincount(group) > 1
         if several.any():
             result[f"monitor/group_spread/{name}"] = float((_range(mine, group)[several] > _EQUAL).mean())

@@ -142,3 +142,12 @@ def test_an_empty_batch_has_no_monitors(scenes: list[Scene]) -> None:
     assert batch_monitors(scenes, nothing, scored([], nc=[])) == {}
     row = Trajectories(line(5.0)[None], np.array([0]))
     assert batch_monitors(scenes, row, scored([float("nan")], nc=[1.0])) == {}
+
+
+def test_component_without_weight_is_never_at_its_ceiling() -> None:
+    scores = scored([0.5, 0.5], ddc=[1.0, 1.0], nc=[1.0, 1.0])
+    found = component_monitors(scores, np.zeros(2, dtype=np.int64))
+    assert "monitor/ceiling/ddc" not in found  # PDMS gives it no weight
+    assert found["monitor/ceiling/nc"] == 1.0
+    multiplied = Scores(scores.names, scores.components, scores.total, scores.valid, ScorerInfo("epdms", "test"))
+    assert component_monitors(multiplied, np.zeros(2, dtype=np.int64))["monitor/ceiling/ddc"] == 1.0
