@@ -103,9 +103,10 @@ def component_monitors(scores: Scores, scene_index: NDArray[np.int64]) -> dict[s
     Returns:
         For each column C: `monitor/mean/C`. `monitor/ceiling/C`: share of rows at 1, or, in a column of the user's
         whose ceiling is not known, at the batch's maximum; left out for `WITHOUT_WEIGHT`. `monitor/group_spread/C`:
-        share of groups of two rows or more in which the column differs. `monitor/variance_share/C`: squared correlation of the deviations from the
-        group's mean of the column and of the total, that is the share of what a group learns from that follows this
-        column alone; left out for aggregates and for a column that is the total itself.
+        share of groups of two rows or more in which the column differs. `monitor/variance_share/C`: squared
+        correlation of the deviations from the group's mean of the column and of the total, that is the share of what
+        a group learns from that follows this column alone; left out for aggregates and for a column that is the total
+        itself.
     """
     result: dict[str, float] = {}
     for column, name in enumerate(scores.names):
