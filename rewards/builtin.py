@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from rewards.carriers import RewardInputs
 from rewards.registry import REWARDS, reward
 
-__all__ = ["ALIASES", "COMPONENT_TEXTS"]
+__all__ = ["AGGREGATES", "ALIASES", "COMPONENT_TEXTS"]
+
+AGGREGATES = frozenset({"pdms", "epdms", "wam_flow", "epdms_two_frame"})
+"""Rewards that are made of a scorer's components."""
 
 COMPONENT_TEXTS = {
     "pdms": "NAVSIM v1.1's PDM score: ``nc * dac * (5 ep + 5 ttc + 2 c) / 12``.",

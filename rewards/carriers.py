@@ -109,6 +109,11 @@ class Scores:
         """Column `name`, ``[N]``."""
         return np.asarray(self.components[:, self.names.index(name)])
 
+    def rows(self, index: NDArray[np.int64]) -> Scores:
+        """The rows `index`, in its order."""
+        failures = {new: self.failures[old] for new, old in enumerate(index.tolist()) if old in self.failures}
+        return Scores(self.names, self.components[index], self.total[index], self.valid[index], self.scorer, failures)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Scores]) -> Scores:
         """The rows of several scorings, one after the other.

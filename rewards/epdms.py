@@ -13,6 +13,7 @@ from rewards.kernels.comfort_v2 import FRAME_LIMITS, frame_differences, history_
 from rewards.kernels.score import V2_RULES, StateMetrics, score_states
 from rewards.kernels.simulate import NUM_STATES, STATE_SIZE, STEP_S, resample_plan, simulate_references
 from rewards.prepare_epdms import HumanScores, PreparedEpdms, prepare_epdms
+from rewards.two_frame import GAP_LIMIT_US, frame_offset
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes import NUM_POSES
 
@@ -20,7 +21,6 @@ __all__ = ["EpdmsResult", "PreparedEpdms", "combine_epdms", "prepare_epdms", "sc
 
 Columns = Mapping[str, NDArray[np.float64]]
 _LOW_PROGRESS_M = 5.0
-_GAP_LIMIT_US = 550_000
 _FILTERED = ("nc", "dac", "ddc", "tlc", "ttc", "lk")
 
 
@@ -124,11 +124,11 @@ def _frame_offset(prepared: PreparedEpdms) -> int:
             "of that frame. Import the scene with it, or score without the previous plan."
         )
     gap_us = prepared.t0_us - prepared.previous.t0_us
-    offset = round(gap_us * 1e-6 / STEP_S)
-    if offset < 1 or gap_us >= _GAP_LIMIT_US:
+    offset = frame_offset(gap_us)
+    if offset == 0:
         raise DataError(
             f"SceneReference.prev_t0_us lies {gap_us * 1e-6:g} s before t0_us; extended comfort (EC) compares frames "
-            f"that are at least one step of {STEP_S:g} s and less than {_GAP_LIMIT_US * 1e-6:g} s apart. Score "
+            f"that are at least one step of {STEP_S:g} s and less than {GAP_LIMIT_US * 1e-6:g} s apart. Score "
             "without the previous plan."
         )
     return offset

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rewards.monitors import AGGREGATES, SCORER_COLUMNS
+from rewards.builtin import AGGREGATES
+from rewards.monitors import SCORER_COLUMNS
 from rewards.plan_motion import MOTION
 from rlhf_drive.errors import CheckpointError
 

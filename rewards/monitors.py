@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.builtin import AGGREGATES
 from rewards.carriers import EPDMS_COMPONENTS, PDMS_COMPONENTS, Scores
 from rewards.plan_motion import (
     MOTION,
@@ -20,14 +21,12 @@ from rewards.plan_motion import (
 )
 from rlhf_drive.scenes import Scene, Trajectories
 
-__all__ = ["AGGREGATES", "SCORER_COLUMNS", "batch_monitors", "component_monitors", "plan_monitors"]
+__all__ = ["SCORER_COLUMNS", "batch_monitors", "component_monitors", "plan_monitors"]
 
 Array = NDArray[np.float64]
 
 SCORER_COLUMNS = frozenset(PDMS_COMPONENTS) | frozenset(EPDMS_COMPONENTS)
 """Columns in 0..1 whose ceiling is known to be 1."""
-AGGREGATES = frozenset({"pdms", "epdms", "wam_flow", "epdms_two_frame"})
-"""Columns made of other columns."""
 WITHOUT_WEIGHT = {"pdms": frozenset({"ddc"})}
 """Columns that a scorer reports and does not weigh: that such a one is at its ceiling is no news."""
 _EQUAL = 1e-6

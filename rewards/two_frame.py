@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from rewards.carriers import Scores
 from rlhf_drive.scenes import Scene, Trajectories
 
-__all__ = ["FrameScorer", "has_previous_frame", "score_frames"]
+__all__ = ["GAP_LIMIT_US", "FrameScorer", "frame_offset", "has_previous_frame", "score_frames"]
 
-_GAP_US = (50_000, 550_000)
-"""The previous frame lies less than 0.55 s back, as NAVSIM has it, and, rounded, at least one step of 0.1 s."""
+_STEP_S = 0.1
+"""As in the simulation, whose kernels are not loaded for this."""
+GAP_LIMIT_US = 550_000
+"""The previous frame lies less than this back, as NAVSIM has it."""
 
 
 class FrameScorer(Protocol):
@@ -26,10 +28,15 @@ class FrameScorer(Protocol):
         """Scores of all rows; `previous` holds the plans of the previous frame."""
 
 
+def frame_offset(gap_us: int) -> int:
+    """Steps between two frames that lie `gap_us` apart; 0 where EC cannot compare them, too near or too far apart."""
+    return max(round(gap_us * 1e-6 / _STEP_S), 0) if gap_us < GAP_LIMIT_US else 0
+
+
 def has_previous_frame(scene: Scene) -> bool:
     """Whether the ego's state in the previous frame is known and near enough in time for EC."""
     reference = scene.reference
-    return len(reference.prev_ego_init) > 0 and _GAP_US[0] < reference.t0_us - reference.prev_t0_us < _GAP_US[1]
+    return len(reference.prev_ego_init) > 0 and frame_offset(reference.t0_us - reference.prev_t0_us) > 0
 
 
 def score_frames(
@@ -52,21 +59,9 @@ def score_frames(
     with_it, without = np.flatnonzero(known), np.flatnonzero(~known)
     parts = [scorer.score(scenes, _rows(plans, with_it), _rows(previous, with_it))] if len(with_it) else []
     parts.append(scorer.score(scenes, _rows(plans, without), None))
-    return _reordered(Scores.concatenate(parts), np.concatenate([with_it, without]))
+    order = np.concatenate([with_it, without])
+    return Scores.concatenate(parts).rows(np.argsort(order))
 
 
 def _rows(plans: Trajectories, rows: NDArray[np.int64]) -> Trajectories:
     return Trajectories(plans.poses[rows], plans.scene_index[rows], plans.dt_s)
-
-
-def _reordered(scores: Scores, order: NDArray[np.int64]) -> Scores:
-    """Row i of `scores` becomes row ``order[i]``."""
-    back = np.argsort(order)
-    return Scores(
-        scores.names,
-        scores.components[back],
-        scores.total[back],
-        scores.valid[back],
-        scores.scorer,
-        {int(order[row]): failure for row, failure in scores.failures.items()},
-    )

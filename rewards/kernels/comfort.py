@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rewards.kernels.simulate import NUM_STATES
 from rewards.kernels.smoothing import smooth, smoothing_matrix, stencil
 
-__all__ = ["COMFORT_BOUNDS", "COMFORT_TESTS", "comfort_tests", "smoothing_matrix"]
+__all__ = ["COMFORT_BOUNDS", "COMFORT_TESTS", "comfort_tests", "smoothing_matrix", "within_bounds"]
 
 COMFORT_TESTS = ("lon_acceleration", "lat_acceleration", "jerk", "lon_jerk", "yaw_acceleration", "yaw_rate")
 """The six bounds, in the order of every ``[…, 6]`` array."""
@@ -52,7 +52,7 @@ def _fit(factors: NDArray[np.float64], signal: NDArray[np.float64], out: NDArray
 
 
 @njit(cache=True, nogil=True)
-def _within(signal: NDArray[np.float64], test: int) -> bool:
+def within_bounds(signal: NDArray[np.float64], test: int) -> bool:
     """Whether a signal stays strictly between the bounds of a test."""
     low, high = COMFORT_BOUNDS[test]
     inside = True
@@ -77,14 +77,14 @@ def comfort_tests(states: NDArray[np.float64], passed: NDArray[np.bool_]) -> Non
             turns += np.rint((states[k, 2] - states[k - 1, 2]) / (2.0 * math.pi))
         heading[k] = states[k, 2] - 2.0 * math.pi * turns
     _fit(_ACCELERATION, along, out)
-    passed[0] = _within(out, 0)
+    passed[0] = within_bounds(out, 0)
     _fit(_ACCELERATION, states[:, 6], out)
-    passed[1] = _within(out, 1)
+    passed[1] = within_bounds(out, 1)
     _fit(_JERK, total, out)
-    passed[2] = _within(out, 2)
+    passed[2] = within_bounds(out, 2)
     _fit(_JERK, along, out)
-    passed[3] = _within(out, 3)
+    passed[3] = within_bounds(out, 3)
     smooth(_YAW_ACCELERATION, heading, out)
-    passed[4] = _within(out, 4)
+    passed[4] = within_bounds(out, 4)
     smooth(_YAW_RATE, heading, out)
-    passed[5] = _within(out, 5)
+    passed[5] = within_bounds(out, 5)

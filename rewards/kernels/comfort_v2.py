@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rewards.kernels.boxes import REAR_AXLE_TO_CENTER_M
-from rewards.kernels.comfort import COMFORT_BOUNDS
+from rewards.kernels.comfort import within_bounds
 from rewards.kernels.smoothing import smooth, stencil
 
 __all__ = ["FRAME_LIMITS", "frame_differences", "history_comfort"]
@@ -38,33 +38,23 @@ def _unwrap(heading: NDArray[np.float64]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _within(signal: NDArray[np.float64], test: int) -> bool:
-    """Whether a signal stays strictly between the bounds of a test."""
-    low, high = COMFORT_BOUNDS[test]
-    inside = True
-    for value in signal:
-        inside &= low < value < high
-    return inside
-
-
-@njit(cache=True, nogil=True)
 def _history_tests(work: NDArray[np.float64], passed: NDArray[np.bool_]) -> None:
     """The six tests of one row; `work` ``[6, n]`` holds heading, longitudinal, lateral and total acceleration."""
     heading, along, across, total, smoothed, slope = work[0], work[1], work[2], work[3], work[4], work[5]
     smooth(_ACCELERATION, along, smoothed)
-    passed[0] = _within(smoothed, 0)
+    passed[0] = within_bounds(smoothed, 0)
     smooth(_JERK, smoothed, slope)
-    passed[3] = _within(slope, 3)
+    passed[3] = within_bounds(slope, 3)
     smooth(_ACCELERATION, across, smoothed)
-    passed[1] = _within(smoothed, 1)
+    passed[1] = within_bounds(smoothed, 1)
     smooth(_ACCELERATION, total, smoothed)
     smooth(_JERK, smoothed, slope)
-    passed[2] = _within(slope, 2)
+    passed[2] = within_bounds(slope, 2)
     _unwrap(heading)
     smooth(_YAW_ACCELERATION, heading, smoothed)
-    passed[4] = _within(smoothed, 4)
+    passed[4] = within_bounds(smoothed, 4)
     smooth(_YAW_RATE, heading, smoothed)
-    passed[5] = _within(smoothed, 5)
+    passed[5] = within_bounds(smoothed, 5)
 
 
 @njit(cache=True, nogil=True)

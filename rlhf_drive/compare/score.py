@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.builtin import AGGREGATES
 from rewards.carriers import ScorerInfo, Scores
-from rewards.compose import Reward, RewardConfig, RewardSpec
+from rewards.compose import Reward, RewardConfig
+from rewards.from_recipe import metric_config
 from rewards.pdm_closed import plan_pdm_closed
 from rewards.service import LocalRewardService, RewardService
 from rewards.two_frame import score_frames
@@ -68,7 +70,7 @@ def metric_reward(metric: str, *, human_filter: str = "on") -> RewardConfig:
     if metric not in METRICS:
         raise ConfigError(f"Unknown metric {metric!r}. {did_you_mean(metric, METRICS)}")
     options = {"human_filter": human_filter} if metric == "epdms" else {}
-    return RewardConfig((RewardSpec(metric),), scorer=metric, scorer_options=options)
+    return replace(metric_config(metric), scorer_options=options)
 
 
 def score_folder(
@@ -146,7 +148,7 @@ def _open(
     paths = sorted(folder.glob(f"*{_SUFFIX}"))
     if paths:
         names = [path.name.removesuffix(_SUFFIX) for path in paths]
-        if reward.user_terms and any(not _is_preset(term.name) for term in reward.user_terms):
+        if {term.name for term in reward.user_terms} - AGGREGATES:
             raise ConfigError(
                 f"{folder} holds scenes without observations, so only the scorer's own components can be computed. "
                 "Take metric pdms or epdms, or give a scene store."
@@ -165,10 +167,6 @@ def _open(
     _check_known(store.tokens, plans, folder)
     wanted_rows = [row for row, token in enumerate(store.tokens) if token in plans]
     return len(wanted_rows), ((_prepared(store[row], reward), plans[store.tokens[row]]) for row in wanted_rows)
-
-
-def _is_preset(name: str) -> bool:
-    return name in ("wam_flow", "epdms_two_frame")
 
 
 def _check_known(names: Sequence[str], plans: Mapping[str, Candidates] | None, folder: Path) -> None:
@@ -240,14 +238,7 @@ def _score_batch(service: RewardService, batch: Sequence[tuple[Scene, Candidates
     scenes = [scene for scene, _ in batch]
     scores = service.score(scenes, poses, previous) if two_frame else score_frames(service, scenes, poses, previous)
     parts = ((scene.token, plans.number, np.flatnonzero(index == i)) for i, (scene, plans) in enumerate(batch))
-    return [_Part(token, number, _rows(scores, rows)) for token, number, rows in parts if len(rows)]
-
-
-def _rows(scores: Scores, rows: NDArray[np.int64]) -> Scores:
-    """Some rows of a scoring."""
-    failures = {new: scores.failures[old] for new, old in enumerate(rows.tolist()) if old in scores.failures}
-    parts = scores.components[rows], scores.total[rows], scores.valid[rows]
-    return Scores(scores.names, *parts, scores.scorer, failures)
+    return [_Part(token, number, scores.rows(rows)) for token, number, rows in parts if len(rows)]
 
 
 def _write(target: Path, parts: Sequence[_Part], scores: Scores, reward: Reward) -> None:

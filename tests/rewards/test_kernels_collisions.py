@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracles.judge import judge, seen_once
 from oracles.tiny_scene import (
     LEFT_LANE,
     ROAD,
@@ -18,7 +19,7 @@ from oracles.tiny_scene import (
     straight_states,
 )
 
-from rewards.kernels.score import V1_RULES, V2_RULES, ScoreRules, StateMetrics, score_states
+from rewards.kernels.score import V2_RULES, score_states
 from rewards.prepare import prepare_agents, prepare_lights, prepare_road
 from rlhf_drive.scenes import AgentType, MapLayer
 
@@ -26,32 +27,6 @@ WIDE_LANE: Polygon = (MapLayer.LANE, True, rectangle(-50, 150, -2, 6))
 CROSSING: Polygon = (MapLayer.INTERSECTION, False, rectangle(-50, 150, -20, 20))
 BESIDE = Agent(x=1.461, y=2.0, vx=10.0, length=2.0, width=2.0)
 """Beside the ego's box centre for the whole drive, overlapping its left side, away from its front bumper."""
-
-
-def judge(
-    *agents: Agent,
-    states: np.ndarray | None = None,
-    polygons: list[Polygon] | None = None,
-    rules: ScoreRules = V1_RULES,
-    red: list[list[tuple[float, float]]] | None = None,
-) -> StateMetrics:
-    reference = make_reference(agents=list(agents), polygons=polygons, red=red)
-    boxes = prepare_agents(
-        reference.agent_pose,
-        reference.agent_velocity,
-        reference.agent_valid,
-        reference.agent_size,
-        reference.agent_type,
-        reference.ego_init[:3],
-    )
-    drive = straight_states(10.0) if states is None else states
-    return score_states(prepare_road(reference), boxes, drive, rules=rules, lights=prepare_lights(reference))
-
-
-def at_step(step: int, x: float, y: float = 0.0, **options: object) -> Agent:
-    """An agent that is seen at one step only, so that nothing else can be hit."""
-    path = np.tile([x, y, 0.0], (51, 1))
-    return Agent(path=path, seen=(step,), vx=3.0, **options)  # type: ignore[arg-type]
 
 
 def test_an_empty_road_is_free() -> None:
@@ -72,7 +47,7 @@ def test_being_hit_from_behind_is_not_at_fault() -> None:
 
 def test_behind_is_measured_from_the_rear_axle() -> None:
     """(-1.8, 1.6) lies 138 deg off the rear axle's heading but 154 deg off the box centre's: lateral, not rear."""
-    rear_corner = at_step(10, 10.0 - 1.8, 1.6 + 2.0, length=2.0)
+    rear_corner = seen_once(10, 10.0 - 1.8, 1.6 + 2.0, length=2.0)
     metrics = judge(rear_corner, states=straight_states(10.0, y=2.0))
     assert (metrics.nc[0], metrics.first_fault_step[0]) == (0.0, 10.0)
 
@@ -164,7 +139,7 @@ def test_ttc_at_constant_gap_is_fine() -> None:
 
 def test_ttc_meets_agents_where_they_are_later() -> None:
     """Seen only at step 20, where the ego will then be: first found from step 11, 0.9 s before."""
-    metrics = judge(at_step(20, 20.0 + 4.0, length=1.0))
+    metrics = judge(seen_once(20, 20.0 + 4.0, length=1.0))
     assert metrics.first_ttc_step[0] == 11.0
 
 
@@ -212,8 +187,8 @@ def test_ttc_counts_agents_aside_only_where_the_ego_is_exposed(
 def test_ttc_excuses_agents_behind_even_in_an_intersection() -> None:
     """Seen at step 2 only, so that the contact is the real overlap (0 s ahead), from behind or from the side."""
     exposed = [*TWO_LANES, CROSSING]
-    assert judge(at_step(2, 2.0 - 2.0), polygons=exposed).ttc[0] == 1.0
-    assert judge(at_step(2, 2.0 - 2.0, 2.0), polygons=exposed).ttc[0] == 0.0
+    assert judge(seen_once(2, 2.0 - 2.0), polygons=exposed).ttc[0] == 1.0
+    assert judge(seen_once(2, 2.0 - 2.0, 2.0), polygons=exposed).ttc[0] == 0.0
 
 
 def test_ttc_judges_only_the_first_hit_with_an_agent() -> None:
