@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -221,3 +222,11 @@ def test_reward_metrics_by_hand() -> None:
     failure = Failure("scene", "invalid_scene", "no")
     nothing = replace(scores, valid=np.zeros(9, dtype=np.bool_), failures=dict.fromkeys(range(9), failure))
     assert reward_metrics(nothing, 3) == {"reward/invalid_frac": 1.0, "failures/scene/invalid_scene": 9.0}
+
+
+def test_a_checkpoint_carries_what_the_monitors_have_seen(train: Callable[..., Notes], tmp_path: Path) -> None:
+    notes = train("leftness", 0.0, Notes())
+    newest = sorted((tmp_path / "leftness" / "checkpoints").glob("step-*"))[-1]
+    seen = json.loads((newest / "state.json").read_text())["values"]["watch"]["series"]["monitor/final_reversal"]
+    assert [value for part in seen for value in part] == [line["monitor/final_reversal"] for line in notes.lines]
+    assert len(notes.lines) == 3
