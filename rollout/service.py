@@ -69,7 +69,7 @@ class LocalRolloutService:
             chunk = scenes[start : start + per_chunk]
             context = policy.encode(self.features.batch(policy, chunk))
             names = [scene.token for scene in chunk]
-            shape = (2, policy.tokenizer.length)
+            shape = policy.process.uniforms_shape(policy.tokenizer.length, decoding)
             uniforms = torch.from_numpy(row_uniforms(self.seed, step, names, num_generations, shape)).to(policy.device)
             traces.append(
                 policy.process.sample(policy, context, uniforms, decoding, seed=self.seed, weight_version=self.version)

@@ -2,34 +2,116 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rlhf_drive.errors import ConfigError
+from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
 from rlhf_drive.policies.trace import DecodeTrace
 
-__all__ = ["LikelihoodEstimator", "flatten_steps", "tempered_logp"]
+__all__ = ["LikelihoodEstimator", "Probes", "TokenLogp", "flatten_steps", "tempered_logp"]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Corrupted copies of N finished plans at which an estimator looks, drawn once per rollout.
+
+    Live, old and reference policy see the same ones; they are keyed by the sample, not by its row in a batch.
+    """
+
+    hidden: Tensor
+    """``[P, N, L]`` bool: positions hidden in each of P copies."""
+    weight: Tensor
+    """``[P, N, L]`` float32: weight of ``log p(y_l | copy)`` in the estimate; 0 where it does not count."""
+    negative: Tensor | None = None
+    """``[N]`` bool: rows with a negative advantage, for estimators that bound those from above; None before it is
+    known."""
+    experts: Tensor | None = None
+    """``[P, N, layers, A]`` int16: routing to be replayed in each copy's forward pass; None lets the live router
+    choose."""
+
+    def rows(self, index: Tensor) -> Probes:
+        """The probes of the rollouts in `index` (long or bool ``[N]``)."""
+        return replace(
+            self,
+            hidden=self.hidden[:, index],
+            weight=self.weight[:, index],
+            negative=None if self.negative is None else self.negative[index],
+            experts=None if self.experts is None else self.experts[:, index],
+        )
+
+
+@dataclass(frozen=True)
+class TokenLogp:
+    """Log-probability of N rollouts, slot by slot. T is ``K*L`` for an estimator that visits the decode steps (column
+    ``k*L + l``) and L for one that looks at the finished plan."""
+
+    logp: Tensor
+    """``[N, T]``, 0 where not scored."""
+    mask: Tensor
+    """``[N, T]`` bool, scored slots."""
+    entropy: Tensor | None = None
+    """``[N, T]`` nats: entropy of the distribution each scored token was scored with, 0 elsewhere; None if not asked
+    for."""
+    experts: Tensor | None = None
+    """Routing of these passes, ``[K or P, N, layers, A]`` int16 as the trace or the probes take it; None if not asked
+    for."""
 
 
 class LikelihoodEstimator(Protocol):
-    """Log-probability of rollouts under a policy, token slot by token slot."""
+    """Log-probability of rollouts under a policy. Live, old and reference log-probabilities that meet in one objective
+    come from one estimator with the same probes."""
+
+    @property
+    def name(self) -> str:
+        """Name in recipes."""
+
+    @property
+    def has_ratio(self) -> bool:
+        """Whether ``exp(new - old)`` estimates a ratio of probabilities; where not, training is on-policy only."""
+
+    @property
+    def behaviour(self) -> bool:
+        """Whether the sampler's own log-probabilities (`DecodeTrace.logp`) are this estimator's at theta = old."""
+
+    def probe_shape(self, length: int) -> tuple[int, ...] | None:
+        """Shape of the uniform numbers one row's probes need; None if the estimator draws none."""
+
+    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
+        """Probes of N rollouts from uniform numbers ``[N, *probe_shape]``."""
 
     def __call__(
-        self, policy: Denoiser, context: Any, trace: DecodeTrace, *, max_rows: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities ``[N, T]`` (0 where not scored) and mask ``[N, T]`` bool.
-
-        T is ``K*L`` for an estimator that visits the decode steps and L for one that looks at the plan once. Live, old
-        and reference log-probabilities that meet in one objective must come from one estimator.
+        self,
+        policy: Denoiser,
+        context: Any,
+        trace: DecodeTrace,
+        probes: Probes | None = None,
+        *,
+        max_tokens: int = 0,
+        entropy: bool = False,
+        keep_experts: bool = False,
+        steps: Tensor | None = None,
+        record: RouterRecord | None = None,
+    ) -> TokenLogp:
+        """Log-probabilities of the trace's rollouts.
 
         Args:
             policy: The denoiser whose probability is asked for.
             context: The S encoded scenes; trace rows are scene-major and a multiple of S.
             trace: What the sampler did.
-            max_rows: Most (rollout, step) rows per forward pass; 0 takes all at once. Values do not depend on it.
+            probes: What `draw` gave for these rows.
+            max_tokens: Most plan tokens (rows times L) per forward pass; 0 takes all at once. Where more than one pass
+                is needed and gradients are on, each pass is computed again in the backward pass, so that memory is
+                bounded too. Values do not depend on it.
+            entropy: Whether to give entropies too.
+            keep_experts: Whether to give the routing.
+            steps: ``[m]`` long, decode steps to look at, of an estimator that visits them; the mask is False for the
+                others. None looks at all.
+            record: Takes routing statistics of the first pass.
         """
         ...
 

@@ -11,11 +11,45 @@ from typing import Any
 
 from torch import Tensor
 
+from rlhf_drive.errors import DataError
+from rlhf_drive.likelihood.base import Probes, TokenLogp
 from rlhf_drive.likelihood.trace import trace_logp
+from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
 from rlhf_drive.policies.trace import DecodeTrace
 
-__all__ = ["mean_field_logp"]
+__all__ = ["MeanFieldLikelihood", "mean_field_logp"]
+
+
+class MeanFieldLikelihood:
+    """The mean-field surrogate as a :class:`~rlhf_drive.likelihood.base.LikelihoodEstimator`."""
+
+    name, has_ratio, behaviour = "mean_field", True, False
+
+    def probe_shape(self, length: int) -> None:
+        """None: every plan is looked at from the state before the first step."""
+        del length
+
+    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
+        """DataError: there is nothing to draw."""
+        raise DataError("The mean-field likelihood has no probes.")
+
+    def __call__(
+        self,
+        policy: Denoiser,
+        context: Any,
+        trace: DecodeTrace,
+        probes: Probes | None = None,
+        *,
+        max_tokens: int = 0,
+        entropy: bool = False,
+        keep_experts: bool = False,
+        steps: Tensor | None = None,
+        record: RouterRecord | None = None,
+    ) -> TokenLogp:
+        """Log-probabilities ``[N, L]``."""
+        del probes, max_tokens, entropy, keep_experts, steps, record
+        return TokenLogp(*mean_field_logp(policy, context, trace))
 
 
 def mean_field_logp(policy: Denoiser, context: Any, trace: DecodeTrace, *, max_rows: int = 0) -> tuple[Tensor, Tensor]:

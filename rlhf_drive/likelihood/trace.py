@@ -14,11 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_drive.likelihood.base import flatten_steps, tempered_logp
+from rlhf_drive.errors import DataError
+from rlhf_drive.likelihood.base import Probes, TokenLogp, flatten_steps, tempered_logp
+from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
 from rlhf_drive.policies.trace import DecodeTrace
 
-__all__ = ["trace_logp"]
+__all__ = ["TraceLikelihood", "trace_logp"]
+
+
+class TraceLikelihood:
+    """The exact likelihood of the decode as a :class:`~rlhf_drive.likelihood.base.LikelihoodEstimator`."""
+
+    name, has_ratio, behaviour = "trace", True, True
+
+    def probe_shape(self, length: int) -> None:
+        """None: the trace itself says where to look."""
+        del length
+
+    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
+        """DataError: there is nothing to draw."""
+        raise DataError("The trace likelihood has no probes: it looks at the states that the sampler visited.")
+
+    def __call__(
+        self,
+        policy: Denoiser,
+        context: Any,
+        trace: DecodeTrace,
+        probes: Probes | None = None,
+        *,
+        max_tokens: int = 0,
+        entropy: bool = False,
+        keep_experts: bool = False,
+        steps: Tensor | None = None,
+        record: RouterRecord | None = None,
+    ) -> TokenLogp:
+        """Log-probabilities ``[N, K*L]``."""
+        del probes, entropy, keep_experts, steps, record
+        logp, mask = trace_logp(policy, context, trace, max_rows=max_tokens // trace.state.shape[-1])
+        return TokenLogp(logp, mask)
 
 
 def trace_logp(policy: Denoiser, context: Any, trace: DecodeTrace, *, max_rows: int = 0) -> tuple[Tensor, Tensor]:

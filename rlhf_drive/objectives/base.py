@@ -31,6 +31,14 @@ class LossInputs:
     """``[N, T]`` bool, scored tokens."""
     rows: Tensor | None = None
     """``[N]`` bool, rows that are learned from; a row left out counts nowhere. None means all."""
+    group_size: int = 1
+    """G: rows come in groups of so many, one scene each."""
+    step_of: Tensor | None = None
+    """``[T]`` long, decode step of each slot; None means that all slots belong to one step."""
+    entropy: Tensor | None = None
+    """``[N, T]`` nats, entropy of each scored slot's distribution, with gradient; needed for an entropy bonus."""
+    weight: Tensor | None = None
+    """``[N, T]`` float, how often a slot counts: K/m where m of K decode steps were drawn; None means once."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.logp.shape)

@@ -118,7 +118,8 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
         raise CheckpointError(f"{weights_path} does not match the checksum in {MANIFEST}: truncated or altered.")
     try:
         architecture, tokenizer = Architecture(**manifest["architecture"]), TrajectoryTokenizer(**manifest["tokenizer"])
-        policy = Policy(architecture, tokenizer, manifest["process"]["name"])
+        options = dict(manifest["process"])
+        policy = Policy(architecture, tokenizer, options.pop("name"), options)
         weights = load_file(weights_path)
     except (TypeError, KeyError, SafetensorError, RlhfDriveError) as error:
         raise CheckpointError(f"{folder} cannot be rebuilt: {error}") from error

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Decoding, Denoiser
+from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.trace import DecodeTrace
 
-__all__ = ["corrupt", "draw", "reveal_steps", "sample", "sft_loss", "tempered_log_softmax"]
+__all__ = ["MaskedDiffusion", "corrupt", "draw", "reveal_steps", "sample", "sft_loss", "tempered_log_softmax"]
 
 
 def reveal_steps(length: int, steps: int) -> list[int]:
@@ -76,7 +80,14 @@ def _fixed_rank(order: str, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser, context: Any, uniforms: Tensor, decoding: Decoding, *, seed: int = 0, weight_version: int = 0
+    denoiser: Denoiser,
+    context: Any,
+    uniforms: Tensor,
+    decoding: Decoding,
+    *,
+    seed: int = 0,
+    weight_version: int = 0,
+    keep_experts: bool = False,
 ) -> DecodeTrace:
     """Decode one plan per row from all-masked, recording the exact trace.
 
@@ -91,41 +102,49 @@ def sample(
         decoding: Steps, order, temperature, top-k.
         seed: Recorded in the trace.
         weight_version: Recorded in the trace.
+        keep_experts: Whether the trace takes the routing of each step's forward pass, to be replayed.
     """
     device = uniforms.device
     n, _, length = uniforms.shape
     state = torch.full((n, length), denoiser.vocab_size, dtype=torch.long, device=device)
     hidden = torch.ones(n, length, dtype=torch.bool, device=device)
     records: dict[str, list[Tensor]] = {"state": [], "action": [], "scored": [], "logp": []}
-    times = []
+    times, experts = [], []
     for count in reveal_steps(length, decoding.steps):
+        record = RouterRecord() if keep_experts else None
         share = 1.0 - hidden[0].float().mean().item()
         time = torch.full((n,), share, device=device)
         if decoding.order == "confidence":
-            logits = denoiser.action_logits(state, time, context, hidden)
+            logits = denoiser.action_logits(state, time, context, hidden, record)
             best = tempered_log_softmax(logits, decoding.temperature or 1.0, decoding.top_k).amax(dim=-1)
             rank = torch.zeros(n, length, device=device).masked_scatter(hidden, -best)
             chosen = _select(rank, hidden, count)
             logits = logits[chosen[hidden]]
         else:
             chosen = _select(_fixed_rank(decoding.order, uniforms[:, 0]), hidden, count)
-            logits = denoiser.action_logits(state, time, context, chosen)
+            logits = denoiser.action_logits(state, time, context, chosen, record)
         token, token_logp = draw(logits, uniforms[:, 1][chosen], decoding.temperature, decoding.top_k)
         action = torch.zeros_like(state).masked_scatter(chosen, token)
         logp = torch.zeros(n, length, device=device).masked_scatter(chosen, token_logp)
         for name, value in (("state", state), ("action", action), ("scored", chosen), ("logp", logp)):
             records[name].append(value)
         times.append(share)
+        if record is not None:
+            experts.append(record.choices())
         state = torch.where(chosen, action, state)
         hidden = hidden & ~chosen
     return DecodeTrace(
-        **{name: torch.stack(values) for name, values in records.items()},
+        state=torch.stack(records["state"]),
+        action=torch.stack(records["action"]),
+        scored=torch.stack(records["scored"]),
+        logp=torch.stack(records["logp"]),
         time=torch.tensor(times, device=device),
         temperature=decoding.temperature,
         top_k=decoding.top_k,
         order=decoding.order,
         seed=seed,
         weight_version=weight_version,
+        experts=torch.stack(experts) if experts else None,
     )
 
 
@@ -158,7 +177,14 @@ def corrupt(tokens: Tensor, mask_token: int, order: str, generator: torch.Genera
     return torch.where(hidden, mask_token, tokens), hidden
 
 
-def sft_loss(denoiser: Denoiser, tokens: Tensor, context: Any, order: str, generator: torch.Generator) -> Tensor:
+def sft_loss(
+    denoiser: Denoiser,
+    tokens: Tensor,
+    context: Any,
+    order: str,
+    generator: torch.Generator,
+    record: RouterRecord | None = None,
+) -> Tensor:
     """Masked-diffusion bound per row: ``mean over hidden positions of -log p(token | state)``, nats per token, ``[N]``.
 
     Its expectation over masks of order `random` times L bounds ``-log p(tokens)`` from above (LLaDA eq. 3 with the
@@ -167,7 +193,33 @@ def sft_loss(denoiser: Denoiser, tokens: Tensor, context: Any, order: str, gener
     """
     state, hidden = corrupt(tokens, denoiser.vocab_size, order, generator)
     time = 1.0 - hidden.float().mean(dim=1)
-    logits = denoiser.action_logits(state, time, context, hidden)
+    logits = denoiser.action_logits(state, time, context, hidden, record)
     nll = torch.nn.functional.cross_entropy(logits, tokens[hidden], reduction="none")
     per_position = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(hidden, nll)
     return per_position.sum(dim=1) / hidden.sum(dim=1)
+
+
+class MaskedDiffusion:
+    """The masked-diffusion process: all-masked to a full plan, some positions at a time."""
+
+    name, causal, timed = "masked", False, False
+    sample = staticmethod(sample)
+    sft_loss = staticmethod(sft_loss)
+
+    def __init__(self, tokenizer: TrajectoryTokenizer | None = None) -> None:
+        del tokenizer  # masking does not look at what tokens stand for
+
+    def options(self) -> Mapping[str, float]:
+        """None."""
+        return {}
+
+    def uniforms_shape(self, length: int, decoding: Decoding) -> tuple[int, ...]:
+        """Numbers for the order, then for the draws."""
+        del decoding
+        return 2, length
+
+    def check(self, length: int, decoding: Decoding) -> None:
+        """ConfigError for order `all`, which has no meaning here."""
+        del length
+        if decoding.order == "all":
+            raise ConfigError("Order 'all' decides every position at every step; a masked policy reveals each once.")

@@ -13,12 +13,21 @@ __all__ = ["RouterRecord", "SparseMoE"]
 
 @dataclass
 class RouterRecord:
-    """Collects each MoE layer's routing during one forward: for losses in SFT, for metrics always."""
+    """Each MoE layer's routing during one forward pass: noted for losses and metrics, or replayed."""
 
     logits: list[Tensor] = field(default_factory=list)
     """Per layer ``[n, E]`` float32 router logits."""
     chosen: list[Tensor] = field(default_factory=list)
     """Per layer ``[n, k]`` expert indices."""
+    replay: Tensor | None = None
+    """``[N, layers, A]`` choices of an earlier pass over the same N rows, to be used instead of the live ones; gates
+    are computed from the live router logits."""
+    rows: int = 0
+    """N, rows of the pass; set by the first layer."""
+
+    def choices(self) -> Tensor:
+        """``[N, layers, A]`` int16: the routing of this pass, in the form that `replay` takes. A is ``L * k``."""
+        return torch.stack([chosen.view(self.rows, -1) for chosen in self.chosen], dim=1).to(torch.int16)
 
     def load(self, layer: int) -> Tensor:
         """``[E]`` share of the layer's token slots that each expert received."""
@@ -69,10 +78,13 @@ class SparseMoE(nn.Module):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor, record: RouterRecord | None = None) -> Tensor:
-        """``[n, dim] -> [n, dim]``; appends this layer's routing to `record`."""
+        """``[N, L, dim]`` (or ``[n, dim]``) to the same; appends this layer's routing to `record`."""
+        shape, rows = x.shape, len(x)
+        x = x.flatten(0, -2)
         logits = self.router(x).float()
         value, chosen = logits.topk(self.top_k, dim=-1)
         if record is not None:
+            record.rows = rows
             record.logits.append(logits)
             record.chosen.append(chosen)
         gate = value.softmax(dim=-1).to(x.dtype)
@@ -86,4 +98,4 @@ class SparseMoE(nn.Module):
             if sizes[e]:
                 pieces.append(functional.gelu(piece @ self.up[e]) @ self.down[e])
         routed = torch.cat(pieces) * gate.flatten()[order, None]
-        return self.shared(x) + torch.zeros_like(x).index_add(0, token, routed)
+        return (self.shared(x) + torch.zeros_like(x).index_add(0, token, routed)).view(shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn import functional
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.policies.inputs import ObservationBatch, stack_features, tensorise
 from rlhf_drive.policies.moe import RouterRecord
-from rlhf_drive.policies.processes import process_named
+from rlhf_drive.policies.processes import build_process
 from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
@@ -114,10 +114,17 @@ class Policy(nn.Module):
 
     values: Tensor
 
-    def __init__(self, architecture: Architecture, tokenizer: TrajectoryTokenizer, process: str = "masked") -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        tokenizer: TrajectoryTokenizer,
+        process: str = "masked",
+        options: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         a = architecture
-        self.architecture, self.tokenizer, self.process = architecture, tokenizer, process_named(process)
+        self.architecture, self.tokenizer = architecture, tokenizer
+        self.process = build_process(process, options or {}, tokenizer)
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(
             tokenizer.vocab_size, tokenizer.length, tokenizer.encoding, a.d_model, a.num_heads, a.decoder_layers,
@@ -126,7 +133,6 @@ class Policy(nn.Module):
         self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)
         numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()
         self.register_buffer("values", torch.cat([numbers, torch.zeros(1)]), persistent=False)
-        self.record: RouterRecord | None = None
         self.trained_on: frozenset[str] = frozenset()
 
     @property
@@ -163,11 +169,23 @@ class Policy(nn.Module):
         cached = [layer.scene(tokens) for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
         return SceneContext(tuple(k for k, _ in cached), tuple(v for _, v in cached), mask, tokens[:, 0], batch.anchor)
 
-    def action_logits(self, state: Tensor, time: Tensor, context: SceneContext, where: Tensor) -> Tensor:
-        """See :meth:`~rlhf_drive.policies.process.Denoiser.action_logits`; a masked state tells its own time."""
-        hidden = self.decoder(state, self.values, context, self.record)
+    def action_features(
+        self, state: Tensor, time: Tensor, context: SceneContext, where: Tensor, record: RouterRecord | None = None
+    ) -> Tensor:
+        """Hidden state and anchor, ``[M, d + 1]``; see :class:`~rlhf_drive.policies.process.Denoiser`."""
+        hidden = self.decoder(state, time, self.values, context, record)
         anchor = context.anchor.repeat_interleave(len(state) // len(context), dim=0)
-        return self.head(hidden[where], anchor[where], self.values[:-1])
+        return torch.cat([hidden[where], anchor[where][:, None]], dim=-1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """``[M, d + 1]`` to ``[M, V]`` float32."""
+        return self.head(features[:, :-1], features[:, -1], self.values[:-1])
+
+    def action_logits(
+        self, state: Tensor, time: Tensor, context: SceneContext, where: Tensor, record: RouterRecord | None = None
+    ) -> Tensor:
+        """``[M, V]`` logits at the positions in `where`."""
+        return self.logits(self.action_features(state, time, context, where, record))
 
     def remember_training(self, scenes: Iterable[Scene]) -> None:
         """Note the clusters of scenes that the weights learn from; a checkpoint carries the notes on."""
@@ -182,5 +200,5 @@ class Policy(nn.Module):
         return {
             "architecture": dataclasses.asdict(self.architecture),
             "tokenizer": dataclasses.asdict(self.tokenizer),
-            "process": {"name": self.process.name},
+            "process": {"name": self.process.name, **self.process.options()},
         }

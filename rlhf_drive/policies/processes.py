@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
-from torch import Tensor
+from rlhf_drive.errors import ConfigError, UnknownNameError, did_you_mean
+from rlhf_drive.policies.masked import MaskedDiffusion
+from rlhf_drive.policies.process import Process
+from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 
-from rlhf_drive.errors import UnknownNameError, did_you_mean
-from rlhf_drive.policies import masked
-from rlhf_drive.policies.trace import DecodeTrace
+__all__ = ["PROCESSES", "build_process"]
 
-__all__ = ["PROCESSES", "Process", "process_named"]
-
-
-@dataclass(frozen=True)
-class Process:
-    """How plans are corrupted for supervised training and decoded for rollouts."""
-
-    name: str
-    """Name in recipes and checkpoints."""
-    sample: Callable[..., DecodeTrace]
-    """``(denoiser, context, uniforms, decoding, *, seed, weight_version) -> DecodeTrace``."""
-    sft_loss: Callable[..., Tensor]
-    """``(denoiser, tokens, context, order, generator) -> [N]`` nats per token."""
+PROCESSES: Mapping[str, Callable[..., Process]] = {"masked": MaskedDiffusion}
+"""``factory(tokenizer, **options)`` by name."""
 
 
-PROCESSES = {"masked": Process("masked", masked.sample, masked.sft_loss)}
-"""Processes by name."""
+def build_process(name: str, options: Mapping[str, float], tokenizer: TrajectoryTokenizer) -> Process:
+    """The process called `name`.
 
+    Args:
+        name: A key of `PROCESSES`.
+        options: Numbers of the process, as its `options` gives them.
+        tokenizer: What the tokens stand for.
 
-def process_named(name: str) -> Process:
-    """The process called `name`; UnknownNameError with a suggestion otherwise."""
+    Raises:
+        UnknownNameError: There is no such process.
+        ConfigError: It has no such option.
+    """
     if name not in PROCESSES:
         raise UnknownNameError(f"Unknown decoding process {name!r}. {did_you_mean(name, PROCESSES)}")
-    return PROCESSES[name]
+    try:
+        return PROCESSES[name](tokenizer, **options)
+    except TypeError:
+        raise ConfigError(f"Process {name!r} does not take the options {', '.join(options) or '(none)'}.") from None

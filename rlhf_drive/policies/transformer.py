@@ -138,7 +138,7 @@ class DecoderLayer(nn.Module):
         query = _heads(self.query(self.norm_cross(x)).reshape(len(key), -1, dim), self.heads)
         seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.drop(self.out(seen.transpose(1, 2).reshape(n, length, dim)))
-        return x + self.drop(self.moe(self.norm_moe(x).flatten(0, 1), record).view(n, length, dim))
+        return x + self.drop(self.moe(self.norm_moe(x), record))
 
 
 class TrajectoryDecoder(nn.Module):
@@ -186,7 +186,9 @@ class TrajectoryDecoder(nn.Module):
         scene = scene.repeat_interleave(n // len(context), dim=0)
         return self.table(state) + self.value(features) + deviation + scene
 
-    def forward(self, state: Tensor, values: Tensor, context: SceneContext, record: RouterRecord | None) -> Tensor:
+    def forward(
+        self, state: Tensor, time: Tensor, values: Tensor, context: SceneContext, record: RouterRecord | None
+    ) -> Tensor:
         """Hidden states ``[N, L, d]`` of rows ``[N, L]``, scene-major over the context's scenes."""
         x = self.embed(state, values, context)
         for layer, key, value in zip(self.layers, context.keys, context.values, strict=True):

@@ -215,12 +215,12 @@ def _sft_step(
         flip = torch.rand(len(scenes), generator=generator, device=policy.device) < 0.5
         batch = mirror_batch(batch, flip)
         tokens = torch.where(flip[:, None], policy.tokenizer.mirror(tokens), tokens)
-    policy.record = RouterRecord()
+    record = RouterRecord()
     context = policy.encode(batch)
     # Several masks a scene: the scene is encoded once, so further decode states are cheap.
     rows = tokens.repeat_interleave(2, dim=0)
-    nll = policy.process.sft_loss(policy, rows, context, settings.mask_order, generator).mean()
-    balance, z = policy.record.balance_loss(), policy.record.z_loss()
+    nll = policy.process.sft_loss(policy, rows, context, settings.mask_order, generator, record).mean()
+    balance, z = record.balance_loss(), record.z_loss()
     loss = nll + settings.load_balance_coef * balance + settings.router_z_coef * z
     if not torch.isfinite(loss):
         raise TrainingError(f"The SFT loss is {loss.item()} at step {step}; lower sft.learning_rate.")
@@ -228,13 +228,11 @@ def _sft_step(
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    load_cv = policy.record.load_cv()
-    policy.record = None
     return {
         "loss/train": float(nll.detach()),
         "moe/balance": float(balance.detach()),
         "moe/router_z": float(z.detach()),
-        "moe/load_cv": load_cv,
+        "moe/load_cv": record.load_cv(),
         "optim/grad_norm": float(norm),
         "optim/learning_rate": optimizer.param_groups[0]["lr"],
     }

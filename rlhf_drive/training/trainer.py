@@ -176,7 +176,6 @@ class RlTrainer:
         for i, part in enumerate(self._micro_batches(kept)):
             rows = _rows_of(part, rollout.num_generations)
             trace = rollout.trace.rows(rows)
-            self.policy.record = RouterRecord() if i == 0 else None
             started = time.perf_counter()
             context = self.policy.encode(self.features.batch(self.policy, [scenes[s] for s in part.tolist()]))
             logp, mask = trace_logp(self.policy, context, trace)
@@ -198,8 +197,6 @@ class RlTrainer:
             self.accelerator.backward(outputs.loss)
             difference = torch.where(mask, logp.detach() - old_logp, 0.0).abs().max()
             part_metrics = {**outputs.metrics, "loss/total": outputs.loss.detach(), "logprob_mismatch/max": difference}
-            if self.policy.record is not None:
-                self.routing, self.policy.record = self.policy.record, None
             parts.append(part_metrics)
         return parts
 

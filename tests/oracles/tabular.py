@@ -34,7 +34,17 @@ class TabularDenoiser(torch.nn.Module):
         self.coupled = coupled
         self.calls: list[tuple[int, int]] = []
 
-    def action_logits(self, state: Tensor, time: Tensor, context: Tensor, where: Tensor) -> Tensor:
+    def action_features(
+        self, state: Tensor, time: Tensor, context: Tensor, where: Tensor, record: object = None
+    ) -> Tensor:
+        return self.action_logits(state, time, context, where, record)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features
+
+    def action_logits(
+        self, state: Tensor, time: Tensor, context: Tensor, where: Tensor, record: object = None
+    ) -> Tensor:
         assert len(state) % len(context) == 0
         self.calls.append((len(state), int(where.sum())))
         scene = context.repeat_interleave(len(state) // len(context))

@@ -20,7 +20,7 @@ class TableDenoiser:
         self.seen: list[torch.Tensor] = []
 
     def action_logits(
-        self, state: torch.Tensor, time: torch.Tensor, context: object, where: torch.Tensor
+        self, state: torch.Tensor, time: torch.Tensor, context: object, where: torch.Tensor, record: object = None
     ) -> torch.Tensor:
         self.seen.append(state)
         return self.table.expand(len(state), *self.table.shape)[where]
