@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.processes import build_process
 from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
-from rlhf_drive.policies.transformer import DecoderLayer, SceneContext, SceneEncoder, TrajectoryDecoder
+from rlhf_drive.policies.transformer import DecoderLayer, PlanPast, SceneContext, SceneEncoder, TrajectoryDecoder
 from rlhf_drive.scenes import POSE_DT_S, Observation, Scene
 
 __all__ = ["Architecture", "Policy"]
@@ -128,7 +128,7 @@ class Policy(nn.Module):
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(
             tokenizer.vocab_size, tokenizer.length, tokenizer.encoding, a.d_model, a.num_heads, a.decoder_layers,
-            a.num_experts, a.experts_per_token, a.expert_dim, a.dropout,
+            a.num_experts, a.experts_per_token, a.expert_dim, a.dropout, causal=self.process.causal,
         )  # fmt: skip
         self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)
         numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()
@@ -186,6 +186,20 @@ class Policy(nn.Module):
     ) -> Tensor:
         """``[M, V]`` logits at the positions in `where`."""
         return self.logits(self.action_features(state, time, context, where, record))
+
+    def continuation(self, context: SceneContext) -> Callable[[Tensor, int, RouterRecord | None], Tensor]:
+        """``(state [N, L], l, record) -> [N, V]`` logits of positions 0, 1, … of a causal policy, in this order.
+
+        Each call computes one position and remembers its self-attention keys and values.
+        """
+        past: PlanPast = [[] for _ in context.keys]
+
+        def logits(state: Tensor, position: int, record: RouterRecord | None) -> Tensor:
+            hidden = self.decoder.next(state, position, self.values, context, past, record)
+            anchor = context.anchor[:, position].repeat_interleave(len(state) // len(context), dim=0)
+            return self.logits(torch.cat([hidden, anchor[:, None]], dim=-1))
+
+        return logits
 
     def remember_training(self, scenes: Iterable[Scene]) -> None:
         """Note the clusters of scenes that the weights learn from; a checkpoint carries the notes on."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rlhf_drive.errors import ConfigError, UnknownNameError, did_you_mean
+from rlhf_drive.policies.autoregressive import Autoregressive
 from rlhf_drive.policies.masked import MaskedDiffusion
 from rlhf_drive.policies.process import Process
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 
 __all__ = ["PROCESSES", "build_process"]
 
-PROCESSES: Mapping[str, Callable[..., Process]] = {"masked": MaskedDiffusion}
+PROCESSES: Mapping[str, Callable[..., Process]] = {"masked": MaskedDiffusion, "autoregressive": Autoregressive}
 """``factory(tokenizer, **options)`` by name."""
 
 
