@@ -23,6 +23,7 @@ from rlhf_drive.policies.inputs import (
 from rlhf_drive.policies.moe import RouterRecord, SparseMoE
 from rlhf_drive.policies.plan_state import DEVIATION_FEATURES, plan_deviation
 from rlhf_drive.policies.route import ROUTE_PIECES
+from rlhf_drive.policies.time_conditioning import TimeConditioning
 
 __all__ = ["SceneContext", "SceneEncoder", "TrajectoryDecoder"]
 
@@ -44,6 +45,12 @@ class SceneContext:
 
     def __len__(self) -> int:
         return int(self.summary.shape[0])
+
+    def scene(self, index: int) -> SceneContext:
+        """One of the scenes, as a context of its own."""
+        one = slice(index, index + 1)
+        keys, values = (tuple(part[one] for part in parts) for parts in (self.keys, self.values))
+        return SceneContext(keys, values, self.mask[one], self.summary[one], self.anchor[one])
 
 
 def _mlp(inputs: int, dim: int) -> nn.Sequential:
@@ -190,6 +197,11 @@ class TrajectoryDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.checkpointing = False  # whether layers keep their input alone and are computed again in the backward pass
         nn.init.normal_(self.table.weight, std=0.02)
+        self.time: TimeConditioning | None = None
+
+    def attend_to_time(self) -> None:
+        """Tell the network the process time from now on. Called last, so that other weights are drawn as without."""
+        self.time = TimeConditioning(self.position.shape[1])
 
     def waves(self, metres: Tensor) -> Tensor:
         """Sines and cosines of a number at octave wavelengths, ``[..., 2 * wavelengths]``."""
@@ -230,8 +242,14 @@ class TrajectoryDecoder(nn.Module):
     ) -> Tensor:
         """Hidden states ``[N, L, d]`` of rows ``[N, L]``, scene-major over the context's scenes."""
         x = self.embed(state, values, context)
+        if self.time is not None:
+            x = self.time(x, time)
+        again = self.checkpointing and torch.is_grad_enabled()
+        if again and record is None:
+            record = RouterRecord()  # so that a layer computed again routes as it did
         for layer, key, value in zip(self.layers, context.keys, context.values, strict=True):
-            x = layer(x, key, value, context.mask, record, self.causal)
+            inputs = (x, key, value, context.mask, record, self.causal)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return self.norm(x)
 
     def next(
