@@ -133,6 +133,8 @@ class Policy(nn.Module):
         self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)
         numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()
         self.register_buffer("values", torch.cat([numbers, torch.zeros(1)]), persistent=False)
+        if self.process.timed:
+            self.decoder.attend_to_time()
         self.trained_on: frozenset[str] = frozenset()
 
     @property

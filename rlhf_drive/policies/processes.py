@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping
 
 from rlhf_drive.errors import ConfigError, UnknownNameError, did_you_mean
 from rlhf_drive.policies.autoregressive import Autoregressive
+from rlhf_drive.policies.flow import DiscreteFlow
 from rlhf_drive.policies.masked import MaskedDiffusion
 from rlhf_drive.policies.process import Process
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 
 __all__ = ["PROCESSES", "build_process"]
 
-PROCESSES: Mapping[str, Callable[..., Process]] = {"masked": MaskedDiffusion, "autoregressive": Autoregressive}
+PROCESSES: Mapping[str, Callable[..., Process]] = {
+    "masked": MaskedDiffusion,
+    "autoregressive": Autoregressive,
+    "flow": DiscreteFlow,
+}
 """``factory(tokenizer, **options)`` by name."""
 
 
