@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlhf_drive.policies.router_record import RouterRecord
+
 __all__ = ["RouterRecord", "SparseMoE"]
-
-
-@dataclass
-class RouterRecord:
-    """Each MoE layer's routing during one forward pass: noted for losses and metrics, or replayed."""
-
-    logits: list[Tensor] = field(default_factory=list)
-    """Per layer ``[n, E]`` float32 router logits."""
-    chosen: list[Tensor] = field(default_factory=list)
-    """Per layer ``[n, k]`` expert indices."""
-    replay: Tensor | None = None
-    """``[N, layers, A]`` choices of an earlier pass over the same N rows, to be used instead of the live ones; gates
-    are computed from the live router logits."""
-    rows: int = 0
-    """N, rows of the pass; set by the first layer."""
-
-    def choices(self) -> Tensor:
-        """``[N, layers, A]`` int16: the routing of this pass, in the form that `replay` takes. A is ``L * k``."""
-        return torch.stack([chosen.view(self.rows, -1) for chosen in self.chosen], dim=1).to(torch.int16)
-
-    def load(self, layer: int) -> Tensor:
-        """``[E]`` share of the layer's token slots that each expert received."""
-        experts = self.logits[layer].shape[-1]
-        counts = torch.bincount(self.chosen[layer].flatten(), minlength=experts).float()
-        return counts / counts.sum()
-
-    def balance_loss(self) -> Tensor:
-        """Load-balance loss ``E * sum_e f_e P_e`` (Switch Transformer eq. 4), mean over layers; 1 when balanced."""
-        losses = [
-            logits.shape[-1] * (self.load(i) * logits.softmax(dim=-1).mean(dim=0)).sum()
-            for i, logits in enumerate(self.logits)
-        ]
-        return torch.stack(losses).mean()
-
-    def z_loss(self) -> Tensor:
-        """Router z-loss ``mean(logsumexp(logits)^2)`` (ST-MoE eq. 5), mean over layers."""
-        return torch.stack([logits.logsumexp(dim=-1).square().mean() for logits in self.logits]).mean()
-
-    def load_cv(self) -> float:
-        """Coefficient of variation of expert load, mean over layers; 0 when balanced, ``sqrt(E-1)`` when collapsed."""
-        loads = torch.stack([self.load(i) for i in range(len(self.logits))])
-        return float((loads.std(dim=-1, correction=0) / loads.mean(dim=-1)).mean())
-
-    def flips(self, old: RouterRecord) -> float:
-        """Share of token slots whose expert the same token did not have in an earlier pass."""
-        moved = [
-            1.0 - (new[:, :, None] == before[:, None, :]).any(dim=-1).float().mean()
-            for new, before in zip(self.chosen, old.chosen, strict=True)
-        ]
-        return float(torch.stack(moved).mean())
 
 
 class SparseMoE(nn.Module):
@@ -67,9 +17,10 @@ class SparseMoE(nn.Module):
     The routing of a token depends on that token alone, so a sample's probability does not depend on its batch mates.
     """
 
-    def __init__(self, dim: int, hidden: int, experts: int, top_k: int) -> None:
+    def __init__(self, dim: int, hidden: int, experts: int, top_k: int, *, layer: int = 0) -> None:
+        """An MoE block; `layer` is its place among those that share a record."""
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.layer = top_k, layer
         self.router = nn.Linear(dim, experts, bias=False)
         self.up = nn.Parameter(torch.empty(experts, dim, hidden))
         self.down = nn.Parameter(torch.empty(experts, hidden, dim))
@@ -77,17 +28,23 @@ class SparseMoE(nn.Module):
         for weight in (self.up, self.down):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
+    def _logits(self, x: Tensor) -> Tensor:
+        """``[n, E]`` router logits, at least in float32 whatever the dtype of the weights or of autocast."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.linear(x.to(dtype), self.router.weight.to(dtype))
+
     def forward(self, x: Tensor, record: RouterRecord | None = None) -> Tensor:
-        """``[N, L, dim]`` (or ``[n, dim]``) to the same; appends this layer's routing to `record`."""
+        """``[N, L, dim]`` (or ``[n, dim]``) to the same; notes this layer's routing in `record`, or replays it."""
         shape, rows = x.shape, len(x)
         x = x.flatten(0, -2)
-        logits = self.router(x).float()
-        value, chosen = logits.topk(self.top_k, dim=-1)
+        logits = self._logits(x)
+        chosen = None if record is None else record.earlier(self.layer, (len(x), self.top_k), rows)
+        if chosen is None:
+            chosen = logits.detach().topk(self.top_k, dim=-1).indices
         if record is not None:
-            record.rows = rows
-            record.logits.append(logits)
-            record.chosen.append(chosen)
-        gate = value.softmax(dim=-1).to(x.dtype)
+            record.note(self.layer, logits, chosen, rows)
+        gate = logits.gather(1, chosen).softmax(dim=-1).to(x.dtype)
         # Sort the (token, expert) pairs once, then every expert works on one contiguous slice. The gradient of indexing
         # adds a token's k parts in an order that threads race for; that of index_select adds them in one order.
         expert, order = chosen.flatten().sort(stable=True)

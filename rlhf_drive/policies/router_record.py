@@ -1,0 +1,105 @@
+"""What the routers of a forward pass chose: noted for losses and metrics, replayed, and safe to compute again.
+
+An importance ratio compares one sample under two sets of weights. Where an expert flips in between, the ratio jumps by
+more than the update did, so the pass of the new weights may replay the experts of an earlier one (routing replay, GSPO
+2507.18071 sec. 5.3). Only indices are replayed: gates come from the live router, with gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlhf_drive.errors import DataError
+
+__all__ = ["RouterRecord"]
+
+
+@dataclass
+class RouterRecord:
+    """Each MoE layer's routing during one forward pass: noted for losses and metrics, or replayed.
+
+    One record serves one pass. Activation checkpointing computes layers again in the backward pass: they find their
+    choice here, so that rounding cannot flip an expert between the two, and note nothing twice.
+    """
+
+    logits: list[Tensor] = field(default_factory=list)
+    """Per layer ``[n, E]`` float32 router logits of ``n = N * L`` tokens."""
+    chosen: list[Tensor] = field(default_factory=list)
+    """Per layer ``[n, k]`` expert indices (token choice), or ``[N, E, c]`` token positions within the row (expert
+    choice)."""
+    replay: Tensor | None = None
+    """``[N, layers, A]`` choices of an earlier pass over the same N rows, to be used instead of the live ones; gates
+    are computed from the live router logits."""
+    rows: int = 0
+    """N, rows of the pass; set by the first layer."""
+
+    def earlier(self, layer: int, shape: tuple[int, ...], rows: int) -> Tensor | None:
+        """The choice that `layer` must make, in its `shape`: its own when it is computed again, else the replayed one;
+        None where the live router decides.
+
+        Raises:
+            DataError: The record was used by another pass, or what it replays does not fit this one.
+        """
+        if layer < len(self.chosen):
+            # Only a backward pass computes a layer twice, and then a graph task is running.
+            if torch._C._current_graph_task_id() < 0:
+                raise DataError("A RouterRecord serves one forward pass, and this one is used; make a new one.")
+            return self.chosen[layer]
+        if self.replay is None:
+            return None
+        slots = math.prod(shape) // max(rows, 1)
+        if self.replay.ndim != 3 or layer >= self.replay.shape[1] or self.replay.shape[::2] != (rows, slots):
+            raise DataError(
+                f"Routing of shape {tuple(self.replay.shape)} cannot be replayed in MoE layer {layer} with {rows} rows "
+                f"of {slots} choices; record it with the same architecture and hand over the same rows."
+            )
+        return self.replay[:, layer].reshape(shape).long()
+
+    def note(self, layer: int, logits: Tensor, chosen: Tensor, rows: int) -> None:
+        """Take a layer's routing; nothing when the layer is computed again."""
+        if layer == len(self.chosen):
+            self.rows = rows
+            self.logits.append(logits)
+            self.chosen.append(chosen)
+
+    def choices(self) -> Tensor:
+        """``[N, layers, A]`` the routing of this pass, in the form that `replay` takes: A is ``L * k`` expert indices
+        (token choice) or ``E * c`` token positions (expert choice). int16, or int32 where those numbers do not fit."""
+        largest = max(max(logits.shape[-1], len(logits) // self.rows) for logits in self.logits)
+        dtype = torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32
+        return torch.stack([chosen.view(self.rows, -1) for chosen in self.chosen], dim=1).to(dtype)
+
+    def load(self, layer: int) -> Tensor:
+        """``[E]`` share of the layer's token slots that each expert received."""
+        experts = self.logits[layer].shape[-1]
+        counts = torch.bincount(self.chosen[layer].flatten(), minlength=experts).float()
+        return counts / counts.sum()
+
+    def balance_loss(self) -> Tensor:
+        """Load-balance loss ``E * sum_e f_e P_e`` (Switch Transformer eq. 4), mean over layers; 1 when balanced."""
+        losses = [
+            logits.shape[-1] * (self.load(i) * logits.softmax(dim=-1).mean(dim=0)).sum()
+            for i, logits in enumerate(self.logits)
+        ]
+        return torch.stack(losses).mean()
+
+    def z_loss(self) -> Tensor:
+        """Router z-loss ``mean(logsumexp(logits)^2)`` (ST-MoE eq. 5), mean over layers."""
+        return torch.stack([logits.logsumexp(dim=-1).square().mean() for logits in self.logits]).mean()
+
+    def load_cv(self) -> float:
+        """Coefficient of variation of expert load, mean over layers; 0 when balanced, ``sqrt(E-1)`` when collapsed."""
+        loads = torch.stack([self.load(i) for i in range(len(self.logits))])
+        return float((loads.std(dim=-1, correction=0) / loads.mean(dim=-1)).mean())
+
+    def flips(self, old: RouterRecord) -> float:
+        """Share of token slots whose expert the same token did not have in an earlier pass."""
+        moved = [
+            1.0 - (new[:, :, None] == before[:, None, :]).any(dim=-1).float().mean()
+            for new, before in zip(self.chosen, old.chosen, strict=True)
+        ]
+        return float(torch.stack(moved).mean())
