@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from rlhf_drive.errors import UnknownNameError, did_you_mean
 from rlhf_drive.likelihood.base import LikelihoodEstimator
+from rlhf_drive.likelihood.coupled import coupled_likelihood
+from rlhf_drive.likelihood.elbo import elbo_likelihood
 from rlhf_drive.likelihood.mean_field import MeanFieldLikelihood
 from rlhf_drive.likelihood.trace import TraceLikelihood
 
@@ -14,6 +16,8 @@ __all__ = ["ESTIMATORS", "make_likelihood"]
 ESTIMATORS: Mapping[str, Callable[..., LikelihoodEstimator]] = {
     "trace": lambda draws, antithetic: TraceLikelihood(),
     "mean_field": lambda draws, antithetic: MeanFieldLikelihood(),
+    "coupled": lambda draws, antithetic: coupled_likelihood(draws),
+    "elbo": elbo_likelihood,
 }
 """``factory(draws, antithetic)`` by name; estimators without draws ignore both."""
 
