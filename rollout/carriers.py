@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_drive.policies import DecodeTrace
@@ -47,4 +48,17 @@ class Rollout:
             tokens=torch.cat([part.tokens for part in parts]),
             trace=DecodeTrace.concatenate([part.trace for part in parts]),
             trajectories=Trajectories(poses, np.repeat(np.arange(len(names)), group)),
+        )
+
+    def scenes(self, index: NDArray[np.int64]) -> Rollout:
+        """The groups of the scenes at the places `index`, in that order."""
+        group = self.num_generations
+        rows = (index[:, None] * group + np.arange(group)).reshape(-1)
+        where = torch.from_numpy(rows).to(self.tokens.device)
+        return Rollout(
+            scene_tokens=tuple(self.scene_tokens[i] for i in index.tolist()),
+            num_generations=group,
+            tokens=self.tokens[where],
+            trace=self.trace.rows(where),
+            trajectories=Trajectories(self.trajectories.poses[rows], np.repeat(np.arange(len(index)), group)),
         )
