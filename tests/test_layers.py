@@ -22,12 +22,21 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rlhf_drive.policies",),
     ("rlhf_drive.scenes",),
     ("rlhf_drive.registry", "rlhf_drive.config", "recipes"),
+    ("rlhf_drive.likelihood_fits",),
     ("rlhf_drive.errors",),
 )
 """From the top down; a room imports from lower lines only, never from another room of its own line."""
 EXCEPTIONS = {("rlhf_drive.training.pipeline", "rlhf_drive.compare")}
 """A pipeline ends with a comparison, so that one module of training may call compare."""
-NO_TORCH = ("rewards", "rlhf_drive.scenes", "rlhf_drive.config", "rlhf_drive.registry", "rlhf_drive.errors", "recipes")
+NO_TORCH = (
+    "rewards",
+    "rlhf_drive.scenes",
+    "rlhf_drive.config",
+    "rlhf_drive.registry",
+    "rlhf_drive.likelihood_fits",
+    "rlhf_drive.errors",
+    "recipes",
+)
 ONLY_IN_FUNCTIONS = {"navsim", "peft", "ray", "trl", "vllm"}
 
 

@@ -75,6 +75,10 @@ class LikelihoodEstimator(Protocol):
         """Whether ``exp(new - old)`` estimates a ratio of probabilities; where not, training is on-policy only."""
 
     @property
+    def visits_steps(self) -> bool:
+        """Whether it scores the decode steps (T is ``K*L``) and so takes `steps`, or the finished plan (T is L)."""
+
+    @property
     def behaviour(self) -> bool:
         """Whether the sampler's own log-probabilities (`DecodeTrace.logp`) are this estimator's at theta = old."""
 

@@ -1,4 +1,4 @@
-"""Coupled masks (DiffuCoder, 2506.20639 sec. 4.2): every token is scored under a mask and its complement.
+"""Coupled masks (DiffuCoder, 2506.20639): every token is scored under a mask and its complement.
 
 ``log p(y_i) ~ 1/2 [l_i(all masked) + w_i l_i(own)]`` with ``t ~ U(0.2, 0.8)``, mask ``m ~ Bernoulli(t)`` and its
 complement; a token's own copy is the one of the two that hides it, ``w = 1/t`` for the mask and ``1/(1-t)`` for the

@@ -1,4 +1,4 @@
-"""Evidence lower bound of a masked-diffusion model by Monte Carlo (ESPO, 2512.03759 eq. 9; LLaDA, 2502.09992 eq. 6).
+"""Evidence lower bound of a masked-diffusion model by Monte Carlo (ESPO, 2512.03759; LLaDA, 2502.09992).
 
 ``log p(y) >= sum_{l=1..L} (1/l) E_{|m|=l} S(m)``, ``S(m) = sum_{i in m} log p(y_i | y outside m)``, where p is the
 probability over uniformly random orders. The estimate ``mean_j (L / l_j) S(m_j)`` with ``l_j ~ U{1..L}`` is unbiased

@@ -9,6 +9,8 @@ from rlhf_drive.likelihood.base import LikelihoodEstimator
 from rlhf_drive.likelihood.coupled import coupled_likelihood
 from rlhf_drive.likelihood.elbo import elbo_likelihood
 from rlhf_drive.likelihood.mean_field import MeanFieldLikelihood
+from rlhf_drive.likelihood.random_mask import random_mask_likelihood
+from rlhf_drive.likelihood.sandwich import sandwich_likelihood
 from rlhf_drive.likelihood.trace import TraceLikelihood
 
 __all__ = ["ESTIMATORS", "make_likelihood"]
@@ -18,6 +20,8 @@ ESTIMATORS: Mapping[str, Callable[..., LikelihoodEstimator]] = {
     "mean_field": lambda draws, antithetic: MeanFieldLikelihood(),
     "coupled": lambda draws, antithetic: coupled_likelihood(draws),
     "elbo": elbo_likelihood,
+    "random_mask": lambda draws, antithetic: random_mask_likelihood(draws),
+    "sandwich": sandwich_likelihood,
 }
 """``factory(draws, antithetic)`` by name; estimators without draws ignore both."""
 

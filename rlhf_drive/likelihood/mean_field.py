@@ -27,7 +27,7 @@ class MeanFieldLikelihood:
     Having no probes, it replays the routing that the trace holds for the state before the first step: its own state.
     """
 
-    name, has_ratio, behaviour = "mean_field", True, False
+    name, has_ratio, visits_steps, behaviour = "mean_field", True, False, False
 
     def probe_shape(self, length: int) -> None:
         """None: every plan is looked at from the state before the first step."""

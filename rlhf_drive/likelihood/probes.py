@@ -47,6 +47,8 @@ class ProbeLikelihood:
     """``[P, N, L]`` log-probabilities, 0 where the weight is 0, and the probes to ``[N, L]``."""
     has_ratio: bool = True
     """Whether ``exp(new - old)`` estimates a ratio of probabilities."""
+    visits_steps: bool = False
+    """False: it scores the finished plan."""
     behaviour: bool = False
     """False: the sampler's own log-probabilities are another estimator's."""
 

@@ -32,7 +32,7 @@ class TraceLikelihood:
     are left out. Where the trace holds the sampler's routing, it is replayed.
     """
 
-    name, has_ratio, behaviour = "trace", True, True
+    name, has_ratio, visits_steps, behaviour = "trace", True, True, True
 
     def probe_shape(self, length: int) -> None:
         """None: the trace itself says where to look."""
