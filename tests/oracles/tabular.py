@@ -168,3 +168,44 @@ def _state_after(policy: TabularDenoiser, path: Sequence[tuple[int, int]]) -> li
     for position, token in path:
         state[position] = token
     return state
+
+
+class CausalTable(torch.nn.Module):
+    """Logits looked up by (scene, tokens before the position, position); float64. `calls` as in `TabularDenoiser`."""
+
+    def __init__(self, num_scenes: int, length: int, vocab_size: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        shape = (num_scenes, (vocab_size + 1) ** length, length, vocab_size)
+        self.table = torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+        self.vocab_size, self.length = vocab_size, length
+        self.calls: list[tuple[int, int]] = []
+
+    def action_features(
+        self, state: Tensor, time: Tensor, context: Tensor, where: Tensor, record: object = None
+    ) -> Tensor:
+        assert len(state) % len(context) == 0
+        self.calls.append((len(state), int(where.sum())))
+        scene = context.repeat_interleave(len(state) // len(context))
+        place = (self.vocab_size + 1) ** torch.arange(self.length)
+        before = (state * place).cumsum(dim=1) - state * place
+        return self.table[scene[:, None], before, torch.arange(self.length)][where]
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features
+
+    def action_logits(
+        self, state: Tensor, time: Tensor, context: Tensor, where: Tensor, record: object = None
+    ) -> Tensor:
+        return self.action_features(state, time, context, where, record)
+
+    def probability(self, scene: int, tokens: Sequence[int], temperature: float = 1.0, top_k: int = 0) -> float:
+        """Probability that token-by-token decoding gives `tokens`: the product of plain conditional probabilities."""
+        probability, before = 1.0, 0
+        for position, token in enumerate(tokens):
+            logits = [x / temperature for x in self.table[scene, before, position].tolist()]
+            kept = sorted(range(len(logits)), key=lambda candidate: -logits[candidate])[: top_k or len(logits)]
+            total = sum(math.exp(logits[candidate]) for candidate in kept)
+            probability *= math.exp(logits[token]) / total if token in kept else 0.0
+            before += token * (self.vocab_size + 1) ** position
+        return probability
