@@ -26,7 +26,8 @@ class LossInputs:
     ref_logp: Tensor | None
     """``[N, T]`` log-probabilities of the frozen reference; None switches the KL term and its metrics off."""
     advantages: Tensor
-    """``[N]``; zero for rows of a group without spread, which still count in the KL and in the denominators."""
+    """``[N]``, or ``[N, T]`` where the tokens of a row differ; zero for rows of a group without spread, which still
+    count in the KL and in the denominators."""
     mask: Tensor
     """``[N, T]`` bool, scored tokens."""
     rows: Tensor | None = None
@@ -38,20 +39,23 @@ class LossInputs:
     entropy: Tensor | None = None
     """``[N, T]`` nats, entropy of each scored slot's distribution, with gradient; needed for an entropy bonus."""
     weight: Tensor | None = None
-    """``[N, T]`` float, how often a slot counts: K/m where m of K decode steps were drawn; None means once."""
+    """``[N, T]`` float, how often a slot counts where only m of K decode steps were looked at: K/m in those, 0 in the
+    others, whose log-probabilities are not read. `mask` and the denominators are those of all steps, so that the loss
+    is unbiased. None means once."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.logp.shape)
-        found = {"old_logp": self.old_logp, "mask": self.mask}
-        if self.ref_logp is not None:
-            found["ref_logp"] = self.ref_logp
-        wrong = [f"{name} {list(value.shape)}" for name, value in found.items() if tuple(value.shape) != shape]
-        vectors = {"advantages": self.advantages, **({} if self.rows is None else {"rows": self.rows})}
-        wrong += [f"{name} {list(value.shape)}" for name, value in vectors.items() if value.shape != shape[:1]]
+        given = {name: getattr(self, name) for name in ("old_logp", "ref_logp", "mask", "entropy", "weight")}
+        wanted = {name: shape for name, value in given.items() if value is not None}
+        wanted["advantages"] = shape if self.advantages.ndim == 2 else shape[:1]
+        wanted.update({"rows": shape[:1]} if self.rows is not None else {})
+        wanted.update({"step_of": shape[1:]} if self.step_of is not None else {})
+        found = {name: tuple(getattr(self, name).shape) for name in wanted}
+        wrong = [f"{name} {list(found[name])}" for name in wanted if found[name] != wanted[name]]
         if len(shape) != 2 or wrong:
             raise DataError(
-                f"A loss over logp {list(shape)} needs old_logp, ref_logp, mask of that shape [N, T] and advantages, "
-                f"rows of shape [N]; got {', '.join(wrong) or 'logp of another rank'}."
+                f"A loss over logp {list(shape)} needs old_logp, ref_logp, mask, entropy, weight of that shape [N, T], "
+                f"advantages [N] or [N, T], rows [N] and step_of [T]; got {', '.join(wrong) or 'logp of another rank'}."
             )
         for name, flags in (("mask", self.mask), ("rows", self.rows)):
             if flags is not None and flags.dtype != torch.bool:
@@ -75,7 +79,10 @@ class LossOutputs:
 
 
 class Objective(Protocol):
-    """A policy objective: pure, so that the same inputs give the same loss on any split of the batch."""
+    """A policy objective: pure, so that the same inputs give the same loss on any split of the batch.
+
+    A function of one's own has this form too; see `make_objective`.
+    """
 
     def __call__(self, inputs: LossInputs, denominators: Denominators) -> LossOutputs:
         """This micro-batch's share of the loss; `denominators` are counts over the whole optimisation batch."""

@@ -11,6 +11,7 @@ from rlhf_drive.likelihood import flatten_steps, trace_logp
 from rlhf_drive.objectives import (
     Denominators,
     LossInputs,
+    ObjectiveSettings,
     count_denominators,
     group_advantages,
     make_objective,
@@ -34,7 +35,7 @@ def test_micro_batches_add_up(loss_type: str, level: str) -> None:
     valid = torch.rand(S * G, generator=generator) > 0.2
     advantages = group_advantages(rewards, valid, G, scale_rewards="group", tolerance=0.0).values
     denominators = count_denominators(flatten_steps(trace.scored), valid, max_length=L)
-    objective = make_objective(loss_type, level, epsilon=0.02, epsilon_high=0.03, beta=0.05)
+    objective = make_objective(ObjectiveSettings(loss_type, level, epsilon=0.02, epsilon_high=0.03, beta=0.05))
 
     def run(scenes_per_batch: int) -> tuple[float, torch.Tensor, dict[str, float]]:
         live.table.grad = None
@@ -80,7 +81,7 @@ def test_shapes_and_types_are_checked() -> None:
 
 
 def test_a_micro_batch_without_learned_rows_leaves_extremes_alone() -> None:
-    objective = make_objective("grpo", "token", 0.2, 0.2, 0.0)
+    objective = make_objective(ObjectiveSettings("grpo", "token"))
     logp, flags = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
     denominators = Denominators(sequences=1.0, tokens=2.0, max_length=2)
     rows = torch.tensor([True])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_drive.errors import ConfigError
-from rlhf_drive.objectives import LossInputs, count_denominators, make_objective
+from rlhf_drive.objectives import LossInputs, ObjectiveSettings, count_denominators, make_objective
 
 LEVELS = ["token", "sequence"]
 LOSSES = ["grpo", "dapo", "dr_grpo"]
@@ -31,7 +31,7 @@ def _batch(seed: int = 0, n: int = 6, t: int = 5, **changes: Any) -> LossInputs:
 
 
 def _run(inputs: LossInputs, loss_type: str = "grpo", level: str = "token", beta: float = 0.0) -> tuple[Any, Tensor]:
-    objective = make_objective(loss_type, level, epsilon=0.2, epsilon_high=0.28, beta=beta)
+    objective = make_objective(ObjectiveSettings(loss_type, level, epsilon=0.2, epsilon_high=0.28, beta=beta))
     denominators = count_denominators(inputs.mask, inputs.rows, max_length=inputs.mask.shape[1])
     out = objective(inputs, denominators)
     (gradient,) = torch.autograd.grad(out.loss, inputs.logp)
@@ -190,7 +190,7 @@ def test_garbage_in_unscored_slots_reaches_nothing(level: str, beta: float) -> N
 
 def test_wrong_settings_are_listed_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_objective("gprpo", "sequenc", epsilon=1.5, epsilon_high=-1.0, beta=NAN)
+        make_objective(ObjectiveSettings("gprpo", "sequenc", epsilon=1.5, epsilon_high=-1.0, beta=NAN))
     text = str(caught.value)
     for piece in ("'gprpo'", "'grpo'", "'sequenc'", "'sequence'", "epsilon = 1.5", "epsilon_high = -1.0", "beta = nan"):
         assert piece in text

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_drive.objectives import LossInputs, ScaleRewards, count_denominators, group_advantages, make_objective
+from rlhf_drive.objectives import (
+    LossInputs,
+    ObjectiveSettings,
+    ScaleRewards,
+    count_denominators,
+    group_advantages,
+    make_objective,
+)
 
 LOW, HIGH = 0.2, 0.28
 
@@ -96,7 +103,7 @@ def _random(seed: int, n: int = 8, t: int = 6) -> LossInputs:
 def test_loss_gradient_and_metrics(grpo_trainer: Any, loss_type: str, level: str, beta: float, seed: int) -> None:
     inputs = _random(seed)
     denominators = count_denominators(inputs.mask, max_length=inputs.mask.shape[1] + 2)
-    out = make_objective(loss_type, level, LOW, HIGH, beta)(inputs, denominators)
+    out = make_objective(ObjectiveSettings(loss_type, level, LOW, HIGH, beta=beta))(inputs, denominators)
     (gradient,) = torch.autograd.grad(out.loss, inputs.logp)
     theirs, metrics = _trl_loss(grpo_trainer, inputs, loss_type, level, beta, 1, denominators.tokens)
     (their_gradient,) = torch.autograd.grad(theirs, inputs.logp)
@@ -120,7 +127,7 @@ def test_gradient_accumulation(grpo_trainer: Any, loss_type: str) -> None:
     """Two micro-batches of TRL add up to our full batch: one window, with the window's own token count."""
     inputs = _random(3)
     denominators = count_denominators(inputs.mask, max_length=inputs.mask.shape[1] + 2)
-    ours = make_objective(loss_type, "token", LOW, HIGH, 0.05)(inputs, denominators).loss
+    ours = make_objective(ObjectiveSettings(loss_type, "token", LOW, HIGH, beta=0.05))(inputs, denominators).loss
     theirs = torch.zeros((), dtype=torch.float64)
     for rows in (slice(0, 4), slice(4, 8)):
         assert inputs.ref_logp is not None

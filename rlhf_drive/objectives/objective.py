@@ -1,0 +1,250 @@
+"""The objective a recipe names: importance level x policy term x aggregation x KL x entropy, each on its own.
+
+Loss to minimise: ``-aggregate(policy term) + beta aggregate(KL) - entropy_coef mean(entropy)``. Names and semantics are
+those of TRL's `GRPOTrainer` wherever TRL has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from rlhf_drive.errors import ConfigError, PluginError
+from rlhf_drive.objectives.aggregate import Aggregation, Denominators, aggregate
+from rlhf_drive.objectives.base import LossInputs, LossOutputs, Objective
+from rlhf_drive.objectives.importance import ImportanceSamplingLevel, log_importance, step_share
+from rlhf_drive.objectives.kl import KlEstimator, kl_k1, kl_k2, kl_k3, kl_loss
+from rlhf_drive.objectives.settings import ObjectiveSettings
+from rlhf_drive.objectives.surrogates import (
+    cispo_surrogate,
+    clipped_surrogate,
+    geometric_mean_weight,
+    sapo_surrogate,
+    weighted_likelihood,
+)
+
+__all__ = ["AGGREGATION_OF", "CLIPPED", "PolicyObjective"]
+
+AGGREGATION_OF: Mapping[str, Aggregation] = {
+    "grpo": "grpo",
+    "bnpo": "bnpo",
+    "dr_grpo": "dr_grpo",
+    "dapo": "dapo",
+    "luspo": "luspo",
+    "cispo": "dapo",
+    "sapo": "grpo",
+    "gmpo": "grpo",
+    "wll": "grpo",
+}
+"""How each `loss_type` averages over tokens."""
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+"""Loss types whose policy term is the clipped surrogate; they differ in the aggregation only."""
+WHOLE_SEQUENCE = ("sequence", "sequence_token")
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Inputs with everything silenced that is not looked at: garbage there would reach gradients as NaN."""
+
+    inputs: LossInputs
+    """As they came."""
+    rows: Tensor
+    """``[N]`` bool, learned rows."""
+    mask: Tensor
+    """``[N, T]`` bool, scored tokens of learned rows; what is counted."""
+    seen: Tensor
+    """``[N, T]`` bool, those of them that were looked at."""
+    logp: Tensor
+    """``[N, T]``, 0 where not seen."""
+    old_logp: Tensor
+    """``[N, T]``, 0 where not seen."""
+    ref_logp: Tensor | None
+    """``[N, T]``, 0 where not seen."""
+    advantages: Tensor
+    """``[N, 1]`` or ``[N, T]``, 0 in rows that are not learned from."""
+
+    @classmethod
+    def of(cls, inputs: LossInputs) -> _Tokens:
+        rows = inputs.learned_rows()
+        mask = inputs.mask & rows[:, None]
+        seen = mask if inputs.weight is None else mask & (inputs.weight > 0)
+        advantages = inputs.advantages.to(inputs.logp.dtype)
+        advantages = advantages[:, None] if advantages.ndim == 1 else advantages
+
+        def silence(values: Tensor) -> Tensor:
+            return torch.where(seen, values, 0.0)
+
+        return cls(
+            inputs,
+            rows,
+            mask,
+            seen,
+            silence(inputs.logp),
+            silence(inputs.old_logp),
+            None if inputs.ref_logp is None else silence(inputs.ref_logp),
+            torch.where(rows[:, None], advantages, 0.0),
+        )
+
+    def log_importance(self, level: ImportanceSamplingLevel) -> Tensor:
+        return log_importance(self.logp, self.old_logp, self.seen, level, self.inputs.step_of)
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """The objective of `settings`; build it with `make_objective`, which checks them."""
+
+    settings: ObjectiveSettings
+    """What a recipe says."""
+    own: Objective | None = None
+    """A user's policy term, in place of one of ours."""
+
+    @property
+    def level(self) -> ImportanceSamplingLevel:
+        """Importance level; `wll` has no ratio, and is watched per token."""
+        level = "token" if self.settings.loss_type == "wll" else self.settings.importance_sampling_level
+        return cast(ImportanceSamplingLevel, level)
+
+    def __call__(self, inputs: LossInputs, denominators: Denominators) -> LossOutputs:
+        """This micro-batch's share of the loss and of the metrics.
+
+        Raises:
+            ConfigError: If reference log-probabilities or entropies are needed and missing, or some decode steps were
+                left out of a ratio over whole sequences.
+        """
+        self._check(inputs)
+        tokens = _Tokens.of(inputs)
+        metrics: dict[str, Tensor] = {}
+        if self.own is None:
+            loss = -self._policy(tokens, denominators)
+        else:
+            outputs = self.own(inputs, denominators)
+            if not isinstance(outputs, LossOutputs) or outputs.loss.ndim != 0:
+                raise PluginError(
+                    f"{self.settings.loss_type} must return LossOutputs with a scalar loss; got {outputs!r}."
+                )
+            loss = outputs.loss
+            metrics.update(outputs.metrics)
+        metrics["loss/policy"] = loss.detach()
+        if self._kl_in_loss:
+            kl = self._kl(tokens, denominators)
+            loss = loss + kl
+            metrics["loss/kl"] = kl.detach()
+        if inputs.entropy is not None:
+            entropy = aggregate(inputs.entropy, tokens.seen, "dapo", denominators, inputs.weight)
+            metrics["entropy/mean"] = entropy.detach()
+            if self.settings.entropy_coef > 0:
+                loss = loss - self.settings.entropy_coef * entropy
+        with torch.no_grad():
+            metrics.update(self._ratio_metrics(tokens, denominators))
+            metrics.update(_divergence_metrics(tokens, denominators))
+        return LossOutputs(loss=loss, metrics=metrics)
+
+    @property
+    def _kl_in_loss(self) -> bool:
+        return self.settings.beta > 0 and self.settings.kl_in == "loss"
+
+    def _check(self, inputs: LossInputs) -> None:
+        if self._kl_in_loss and inputs.ref_logp is None:
+            raise ConfigError(
+                f"rl.beta = {self.settings.beta} penalises the distance to the reference policy, but no reference "
+                "log-probabilities were given; compute them, or set rl.beta to 0."
+            )
+        if self.settings.entropy_coef > 0 and inputs.entropy is None:
+            raise ConfigError(
+                f"rl.entropy_coef = {self.settings.entropy_coef} raises the entropy, but no entropies were given; "
+                "compute them, or set rl.entropy_coef to 0."
+            )
+        if inputs.weight is not None and self.level in WHOLE_SEQUENCE:
+            raise ConfigError(
+                f"rl.likelihood_steps leaves decode steps out, but rl.importance_sampling_level = {self.level!r} (with "
+                f"rl.loss_type = {self.settings.loss_type!r}) needs the ratio of the whole sequence, which no share of "
+                "its steps estimates without bias. Set rl.likelihood_steps to 0, or the level to 'token' or 'step'."
+            )
+
+    def _policy(self, tokens: _Tokens, denominators: Denominators) -> Tensor:
+        """What is maximised, aggregated."""
+        settings, advantages = self.settings, tokens.advantages
+        if settings.loss_type == "wll":
+            terms = weighted_likelihood(advantages, tokens.rows, tokens.inputs.group_size) * tokens.logp
+        elif settings.loss_type == "gmpo":
+            log_ratio = tokens.log_importance("token")
+            weight = geometric_mean_weight(log_ratio, advantages, tokens.mask, settings.epsilon, settings.epsilon_high)
+            terms = weight * advantages
+        else:
+            weight = tokens.log_importance(self.level).exp()
+            if settings.loss_type == "cispo":
+                terms = cispo_surrogate(weight, advantages, tokens.logp, settings.epsilon_high)
+            elif settings.loss_type == "sapo":
+                positive, negative = settings.sapo_temperature_pos, settings.sapo_temperature_neg
+                terms = sapo_surrogate(weight, advantages, positive, negative)
+            else:
+                low, high = settings.epsilon, settings.epsilon_high
+                terms = clipped_surrogate(weight, advantages, low, high, settings.delta)
+        if self.level == "step":
+            terms = terms * step_share(tokens.mask, tokens.inputs.step_of, terms.dtype)
+        return aggregate(terms, tokens.mask, AGGREGATION_OF[settings.loss_type], denominators, tokens.inputs.weight)
+
+    def _kl(self, tokens: _Tokens, denominators: Denominators) -> Tensor:
+        """``beta`` times the divergence from the reference, aggregated as the policy term is, over tokens."""
+        assert tokens.ref_logp is not None
+        weight = tokens.log_importance(self.level).exp() if self.settings.use_bias_correction_kl else None
+        estimator = cast(KlEstimator, self.settings.kl_estimator)
+        terms = kl_loss(tokens.logp, tokens.old_logp, tokens.ref_logp, estimator, weight)
+        aggregation = AGGREGATION_OF.get(self.settings.loss_type, "grpo")
+        return self.settings.beta * aggregate(terms, tokens.mask, aggregation, denominators, tokens.inputs.weight)
+
+    def _ratio_metrics(self, tokens: _Tokens, denominators: Denominators) -> dict[str, Tensor]:
+        """Mean, extremes and clipped shares of the ratios, each ratio counted once: tokens, steps or sequences."""
+        settings = self.settings
+        level: ImportanceSamplingLevel = "token" if settings.loss_type == "gmpo" else self.level
+        level = "sequence" if level == "sequence_token" else level
+        weight = tokens.log_importance(level).exp()
+        counted = tokens.rows[:, None] if level == "sequence" else tokens.seen
+
+        def mean(values: Tensor) -> Tensor:
+            if level == "sequence" and values.shape[1] == 1:
+                return torch.where(counted, values, 0.0).sum() / max(denominators.sequences, 1.0)
+            if level == "step":
+                values = values * step_share(tokens.mask, tokens.inputs.step_of, weight.dtype)
+            kind: Aggregation = "dapo" if level == "token" else "grpo"
+            return aggregate(values, tokens.mask, kind, denominators, tokens.inputs.weight)
+
+        lowest, highest = self._bounds()
+        low = (weight < lowest) & (tokens.advantages < 0)
+        high = (weight > highest) & (tokens.advantages > 0)
+        return {
+            "ratio/mean": mean(weight),
+            "ratio/min": torch.where(counted, weight, torch.inf).amin(),
+            "ratio/max": torch.where(counted, weight, -torch.inf).amax(),
+            "ratio/clip_frac": mean((low | high).to(weight.dtype)),
+            "ratio/clip_low_frac": mean(low.to(weight.dtype)),
+            "ratio/clip_high_frac": mean(high.to(weight.dtype)),
+        }
+
+    def _bounds(self) -> tuple[float, float]:
+        """Ratios beyond which the clip bites; none where nothing is clipped."""
+        low, high = self.settings.epsilon, self.settings.epsilon_high
+        if self.settings.loss_type == "cispo":
+            return 0.0, high
+        if self.settings.loss_type == "gmpo":
+            return math.exp(-low), math.exp(high)
+        return (1 - low, 1 + high) if self.settings.loss_type in CLIPPED else (0.0, math.inf)
+
+
+def _divergence_metrics(tokens: _Tokens, denominators: Denominators) -> dict[str, Tensor]:
+    """``kl/old_approx``: k3 of ``KL(old || live)``; ``kl/ref_k1..k3``: of ``KL(live || ref)``. Means over tokens."""
+
+    def mean(values: Tensor) -> Tensor:
+        return aggregate(values, tokens.mask, "dapo", denominators, tokens.inputs.weight)
+
+    metrics = {"kl/old_approx": mean(kl_k3(tokens.old_logp, tokens.logp))}
+    if tokens.ref_logp is not None:
+        metrics["kl/ref_k1"] = mean(kl_k1(tokens.logp, tokens.ref_logp))
+        metrics["kl/ref_k2"] = mean(kl_k2(tokens.logp, tokens.ref_logp))
+        metrics["kl/ref_k3"] = mean(kl_k3(tokens.logp, tokens.ref_logp))
+    return metrics
