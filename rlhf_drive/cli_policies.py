@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_drive.config_rules import POLICY_FILE
+from rlhf_drive.config_schema import POLICY_FILE
 from rlhf_drive.errors import ConfigError
 
 __all__ = ["compare_overrides", "find_policies"]

@@ -12,6 +12,7 @@ from rlhf_drive.config_build import build
 from rlhf_drive.config_rules import find_conflicts, missing_keys
 from rlhf_drive.config_schema import (
     ACTION_TOKENS,
+    PROCESS_KEYS,
     CompareSection,
     LoggingSection,
     PolicySection,
@@ -125,6 +126,9 @@ def dump_recipe(recipe: Recipe) -> str:
     from omegaconf import OmegaConf
 
     data = {key: value for key, value in dataclasses.asdict(recipe).items() if value is not None}
+    if recipe.process:  # keys of another process are refused
+        own = ("name", *PROCESS_KEYS[recipe.process.name])
+        data["process"] = {key: data["process"][key] for key in own}
     return OmegaConf.to_yaml(OmegaConf.create(data))
 
 

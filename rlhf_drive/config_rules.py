@@ -6,14 +6,22 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rlhf_drive.config_schema import SECTIONS, SOURCE_KEYS, CompareSection, Recipe, ScenesSection, TokenizerSection
+from rlhf_drive.config_rl_rules import find_rl_conflicts
+from rlhf_drive.config_schema import (
+    POLICY_FILE,
+    PROCESS_KEYS,
+    SECTIONS,
+    SOURCE_KEYS,
+    CompareSection,
+    Recipe,
+    ScenesSection,
+    TokenizerSection,
+)
 
-__all__ = ["MAX_BINS", "POLICY_FILE", "find_conflicts", "missing_keys"]
+__all__ = ["MAX_BINS", "find_conflicts", "missing_keys"]
 
 MAX_BINS = 100_000
 """Largest number of steps between a tokenizer's low and high."""
-POLICY_FILE = "policy.json"
-"""A policy checkpoint is a folder with this file."""
 
 
 def missing_keys(data: Mapping[str, object]) -> Iterator[str]:
@@ -34,6 +42,14 @@ def missing_keys(data: Mapping[str, object]) -> Iterator[str]:
         for name in SOURCE_KEYS.get(str(scenes.get("source")), ()):
             if name not in scenes:
                 yield f"scenes.{name}: missing. A recipe is complete; source {scenes['source']!r} needs the key"
+    process = data.get("process")
+    if isinstance(process, Mapping) and process.get("name") in PROCESS_KEYS:
+        own = PROCESS_KEYS[str(process["name"])]
+        for name in {key for keys in PROCESS_KEYS.values() for key in keys}:
+            if name in own and name not in process:
+                yield f"process.{name}: missing. A recipe is complete; process {process['name']!r} needs the key"
+            if name not in own and name in process:
+                yield f"process.{name}: has no effect with process {process['name']!r}. Take it out"
 
 
 def find_conflicts(recipe: Recipe) -> Iterator[str]:
@@ -51,6 +67,7 @@ def find_conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _policy(recipe)
     yield from _reward(recipe)
     yield from _rl(recipe)
+    yield from find_rl_conflicts(recipe)
     if recipe.compare:
         yield from _compare(recipe.job, recipe.compare)
 

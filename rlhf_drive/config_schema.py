@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 __all__ = [
     "ACTION_TOKENS",
+    "POLICY_FILE",
+    "PROCESS_KEYS",
     "SECTIONS",
     "SOURCE_KEYS",
     "Bounds",
@@ -32,6 +34,10 @@ __all__ = [
 
 ACTION_TOKENS = 16
 """L: tokens of a plan, 8 poses of two numbers each; a decode reveals at least one per step, so K <= L."""
+
+
+POLICY_FILE = "policy.json"
+"""A policy checkpoint is a folder with this file."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ Share = Annotated[float, Bounds(0.0, 1.0)]
 OpenShare = Annotated[float, Bounds(0.0, 1.0, open="both")]
 Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
-Order = Literal["causal", "reverse_causal", "random", "confidence"]
+Order = Literal["causal", "reverse_causal", "random", "confidence", "all"]
 _ABSENT: Any = None
 
 
@@ -135,14 +141,25 @@ class PolicySection:
     """Points each polyline is resampled to."""
     dropout: Annotated[float, Bounds(0.0, 1.0, open="high")]
     """Dropout probability during SFT; RL runs without, so that the likelihood is exact."""
+    routing: Literal["token_choice", "expert_choice"] = "token_choice"
+    """Who chooses: each token its experts, or each expert its tokens among those of one plan."""
+    capacity_factor: Annotated[float, Bounds(0.0, 1.0, open="low")] = 0.25
+    """Share of a plan's tokens each expert takes (`expert_choice`)."""
 
 
 @dataclass(frozen=True)
 class ProcessSection:
     """How tokens are decoded."""
 
-    name: Literal["masked"]
-    """`masked`: masked diffusion, from all-masked to a full plan."""
+    name: Literal["masked", "flow", "autoregressive"]
+    """`masked`: masked diffusion, from all-masked to a full plan; `flow`: discrete flow matching, from noise to a plan;
+    `autoregressive`: token after token."""
+    beta_scale: Positive = 3.0
+    """c of the flow's path, ``beta_t = c (t / (1 - t))^a`` (process `flow`)."""
+    beta_power: Positive = 0.9
+    """a of the flow's path (process `flow`)."""
+    distance_scale_m: Positive = 4.0
+    """Numbers further apart than about this are equally far (m); nearer ones are told apart (process `flow`)."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +256,8 @@ class RolloutSection:
     steps: Annotated[int, Bounds(1, ACTION_TOKENS)]
     """K: decode steps."""
     order: Order
-    """Which positions are revealed first; none of them depends on the weights through the sampled token."""
+    """Which positions are decided first; none depends on the weights through the sampled token. `causal` for an
+    autoregressive policy, `all` (every position at every step) for a flow."""
     temperature: Positive
     """Divides the logits. Greedy sampling (0) leaves a group without spread, so it must be positive."""
     top_k: CountOrZero
@@ -267,23 +285,88 @@ class RlSection:
     num_iterations: Count
     """Updates on each batch of rollouts; from the second on the ratio leaves 1."""
     micro_batch_scenes: Count
-    """Scenes per forward and backward pass; does not change the result, only the memory."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo"]
-    """How token losses are averaged: per sequence, over all tokens of the batch, or over the largest length."""
-    importance_sampling_level: Literal["token", "sequence"]
-    """Ratio per token (GRPO) or its geometric mean over the sequence (GSPO)."""
+    """Scenes per backward pass; changes the memory, not the result (but see `bnpo`)."""
+    max_tokens_per_forward: CountOrZero
+    """Plan tokens per forward pass within a micro-batch; more are computed in parts, and again in the backward pass.
+    Changes memory and time, not the result; 0 = all at once."""
+    gradient_checkpointing: bool
+    """Whether decoder layers are computed again in the backward pass instead of kept."""
+    likelihood: Literal["trace", "marginal", "mean_field", "coupled", "elbo", "sandwich", "random_mask"]
+    """Log-probability of a rollout: exact (`trace`, `marginal`) or a surrogate from the literature."""
+    likelihood_draws: Count
+    """Random masks that `coupled`, `elbo`, `sandwich` and `random_mask` average over."""
+    likelihood_antithetic: bool
+    """Whether `elbo` draws its masks in complementary pairs."""
+    likelihood_steps: Annotated[int, Bounds(0, ACTION_TOKENS)]
+    """Decode steps that `trace` and `marginal` look at, drawn anew for every update; 0 = all."""
+    advantages: str
+    """`group_mean` (reward - mean of the group), `rloo` (- mean of the others), `gdpo` (each reward term normalised
+    in its group, then summed), or a function of yours, ``path/to/file.py:function``."""
+    scale_rewards: Literal["none", "group", "batch"]
+    """Advantages are divided by nothing, by the group's or by the batch's standard deviation."""
+    reward_scale: Positive
+    """Advantages are multiplied by it."""
+    spread_tolerance: NotNegative
+    """Groups whose rewards differ by no more than this carry no gradient; they are filtered and counted."""
+    dynamic_sampling_budget: NotNegative
+    """Fresh scenes sampled at most in place of filtered groups, as a share of scenes_per_step; 0 = none (DAPO)."""
+    scene_visits: Literal["uniform", "informative"]
+    """Every scene alike, or more often those whose groups still differ."""
+    loss_type: str
+    """Objective and average over tokens, as in TRL: `grpo`, `bnpo`, `dr_grpo`, `dapo`, `cispo`, `sapo`, `luspo`;
+    also `gmpo`, `wll`, or a function of yours, ``path/to/file.py:function``."""
+    importance_sampling_level: Literal["token", "sequence", "sequence_token", "step"]
+    """Ratio per token (GRPO), its geometric mean over the sequence (GSPO), the latter with gradients per token
+    (GSPO-token), or the geometric mean within a decode step."""
     epsilon: OpenShare
     """The ratio is clipped below at 1 - epsilon."""
     epsilon_high: Positive
-    """The ratio is clipped above at 1 + epsilon_high."""
+    """The ratio is clipped above at 1 + epsilon_high; for `cispo` the cap itself."""
+    delta: NotNegative
+    """Upper bound of the ratio where it would not be clipped (two-sided clipping), above 1 + epsilon_high; 0 = none."""
+    sapo_temperature_pos: Positive
+    """Temperature of `sapo` for positive advantages."""
+    sapo_temperature_neg: Positive
+    """Temperature of `sapo` for the others."""
     beta: NotNegative
-    """Weight of the KL divergence to the frozen SFT policy; 0 = none."""
-    scale_rewards: Literal["none", "group", "batch"]
-    """Advantage = reward - group mean, divided by nothing, by the group's or by the batch's standard deviation."""
-    spread_tolerance: NotNegative
-    """Groups whose rewards differ by no more than this carry no gradient; they are filtered and counted."""
-    train_router: bool
-    """Whether the routers of the experts are trained too."""
+    """Weight of the KL divergence to the reference policy; 0 = none."""
+    kl_estimator: Literal["k1", "k2", "k3"]
+    """Estimate of that divergence per token."""
+    kl_in: Literal["loss", "reward"]
+    """Whether it is added to the loss or subtracted from the reward."""
+    use_bias_correction_kl: bool
+    """Whether the KL in the loss is weighed with the importance ratio, as in TRL."""
+    sync_ref_model: bool
+    """Whether the reference follows the policy; else it stays the policy that RL started from."""
+    ref_model_mixup_alpha: Share
+    """Share of the policy in the new reference; the rest is the old reference."""
+    ref_model_sync_steps: Count
+    """Steps between two updates of the reference."""
+    entropy_coef: NotNegative
+    """Weight of the mean entropy per token, which is raised; 0 = none."""
+    bc_coef: NotNegative
+    """Weight of the SFT loss on the human's plan of the same scenes, against reward hacking; 0 = none."""
+    router: Literal["free", "frozen", "record", "replay"]
+    """Routers of the experts: `free` = trained, choose anew in every pass; `frozen` = weights stay; `record` = trained,
+    but updates use the experts chosen by the trainer's pass before the first; `replay` = those chosen in sampling."""
+    load_balance_coef: NotNegative
+    """Weight of the loss that spreads tokens over experts."""
+    router_z_coef: NotNegative
+    """Weight of the loss that keeps router logits small."""
+    lora_rank: CountOrZero
+    """Rank of low-rank adapters that are trained in place of the weights; 0 = all weights are trained."""
+    lora_alpha: Positive
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_experts: bool
+    """Whether expert weights get adapters too."""
+    ema_decay: Annotated[float, Bounds(0.0, 1.0, open="high")]
+    """Decay of the moving average of the weights, which is what is evaluated and published; 0 = the last weights."""
+    kl_limit: NotNegative
+    """Largest `kl/old_approx` (nats per token) of an update; 0 = no limit."""
+    ratio_limit: NotNegative
+    """Largest ratio, or inverse ratio, of an update; 0 = no limit."""
+    on_limit: Literal["stop", "rollback", "next_batch"]
+    """When a limit is passed: end the run, undo the step, or leave out its remaining iterations."""
     monitor_steps: CountOrZero
     """Steps between two looks at held-out scenes, which are scored with EPDMS to notice reward hacking; 0 = never."""
     monitor_scenes: Count
@@ -377,6 +460,13 @@ SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
     "store": (),
 }
 """Keys of section `scenes` that must be given for each source, beside source, path and store."""
+
+PROCESS_KEYS: Mapping[str, tuple[str, ...]] = {
+    "masked": (),
+    "flow": ("beta_scale", "beta_power", "distance_scale_m"),
+    "autoregressive": (),
+}
+"""Keys of section `process` that must be given for each process, and are refused for the others."""
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "pipeline": (

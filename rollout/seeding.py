@@ -12,7 +12,13 @@ __all__ = ["row_uniforms"]
 
 
 def row_uniforms(
-    seed: int, step: int, scene_tokens: Sequence[str], num_generations: int, shape: tuple[int, ...], *, purpose: str = ""
+    seed: int,
+    step: int,
+    scene_tokens: Sequence[str],
+    num_generations: int,
+    shape: tuple[int, ...],
+    *,
+    purpose: str = "",
 ) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) for every row, a function of (seed, step, scene token, sample) alone.
 

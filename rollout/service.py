@@ -23,7 +23,15 @@ class RolloutService(Protocol):
     def push_weights(self, policy: Policy, version: int) -> None:
         """Use these weights from now on."""
 
-    def sample(self, scenes: Sequence[Scene], num_generations: int, decoding: Decoding, *, step: int) -> Rollout:
+    def sample(
+        self,
+        scenes: Sequence[Scene],
+        num_generations: int,
+        decoding: Decoding,
+        *,
+        step: int,
+        keep_experts: bool = False,
+    ) -> Rollout:
         """G plans for each scene. The same (seed, step, scene, sample) gives the same plan on any engine."""
 
 
@@ -51,7 +59,15 @@ class LocalRolloutService:
         self.policy, self.version = policy, version
 
     @torch.no_grad()
-    def sample(self, scenes: Sequence[Scene], num_generations: int, decoding: Decoding, *, step: int) -> Rollout:
+    def sample(
+        self,
+        scenes: Sequence[Scene],
+        num_generations: int,
+        decoding: Decoding,
+        *,
+        step: int,
+        keep_experts: bool = False,
+    ) -> Rollout:
         """G plans for each scene, decoded with one encoded context per scene.
 
         Args:
@@ -59,8 +75,13 @@ class LocalRolloutService:
             num_generations: G.
             decoding: Steps, order, temperature, top-k.
             step: Keys the random numbers.
+            keep_experts: Whether the trace takes the routing of each forward pass.
+
+        Raises:
+            ConfigError: The policy's process cannot decode so.
         """
         policy = self.policy
+        policy.process.check(policy.tokenizer.length, decoding)
         training = policy.training
         policy.eval()
         per_chunk = max(1, self.max_rows // num_generations)
@@ -72,7 +93,15 @@ class LocalRolloutService:
             shape = policy.process.uniforms_shape(policy.tokenizer.length, decoding)
             uniforms = torch.from_numpy(row_uniforms(self.seed, step, names, num_generations, shape)).to(policy.device)
             traces.append(
-                policy.process.sample(policy, context, uniforms, decoding, seed=self.seed, weight_version=self.version)
+                policy.process.sample(
+                    policy,
+                    context,
+                    uniforms,
+                    decoding,
+                    seed=self.seed,
+                    weight_version=self.version,
+                    keep_experts=keep_experts,
+                )
             )
         policy.train(training)
         trace = DecodeTrace.concatenate(traces)

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 
-from rlhf_drive.config import CompareSection, Recipe, RlSection, RolloutSection
+from rlhf_drive.config import CompareSection, ProcessSection, Recipe, RlSection, RolloutSection
+from rlhf_drive.config_schema import PROCESS_KEYS
 from rlhf_drive.errors import CheckpointError, ConfigError
+from rlhf_drive.likelihood import make_likelihood
+from rlhf_drive.objectives import AdvantageSettings, ObjectiveSettings, make_advantages, make_objective
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy
 from rlhf_drive.policies.checkpoints import describe_difference
+from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.policies.lora import LoraSettings, add_lora
 from rlhf_drive.training.collect import Sampling
+from rlhf_drive.training.guards import Limits
+from rlhf_drive.training.reference import AdapterReference, FrozenReference, ReferencePolicy
+from rlhf_drive.training.rl import Visiting
 from rlhf_drive.training.sft import SftSettings
-from rlhf_drive.training.trainer import TrainerSettings
+from rlhf_drive.training.trainer import RlTrainer, TrainerSettings
 
 __all__ = [
     "build_accelerator",
     "build_policy",
+    "build_trainer",
     "decoding_of",
+    "objective_settings",
     "sampling_of",
     "sft_settings",
     "trainer_settings",
+    "visiting_of",
 ]
 
 
@@ -51,7 +64,7 @@ def build_policy(recipe: Recipe, device: torch.device) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         tokenizer = TrajectoryTokenizer(**dataclasses.asdict(recipe.tokenizer))
-        policy = Policy(architecture, tokenizer, recipe.process.name)
+        policy = Policy(architecture, tokenizer, recipe.process.name, process_options(recipe.process))
     if recipe.sft.policy:
         start = load_policy(Path(recipe.sft.policy))
         if start.describe() != policy.describe():
@@ -61,12 +74,17 @@ def build_policy(recipe: Recipe, device: torch.device) -> Policy:
     return policy.to(device)
 
 
+def process_options(section: ProcessSection) -> dict[str, float]:
+    """Numbers that the recipe's process is built with."""
+    return {key: float(getattr(section, key)) for key in PROCESS_KEYS[section.name]}
+
+
 def decoding_of(section: RolloutSection | CompareSection) -> Decoding:
     """How a recipe samples."""
     return Decoding(section.steps, section.order, section.temperature, section.top_k)
 
 
-def sampling_of(section: RolloutSection) -> Sampling:
+def sampling_of(section: RolloutSection, *, keep_experts: bool = False) -> Sampling:
     """How a recipe samples groups for RL."""
     return Sampling(
         decoding=decoding_of(section),
@@ -74,6 +92,7 @@ def sampling_of(section: RolloutSection) -> Sampling:
         scenes_per_step=section.scenes_per_step,
         scenes_per_chunk=section.scenes_per_chunk,
         previous_plan=section.previous_plan,
+        keep_experts=keep_experts,
     )
 
 
@@ -84,10 +103,75 @@ def sft_settings(recipe: Recipe) -> SftSettings:
     return SftSettings(**values, seed=recipe.seed)
 
 
-def trainer_settings(section: RlSection) -> TrainerSettings:
+T = TypeVar("T")
+
+
+def _fields_of(kind: type[T], section: RlSection, **others: object) -> T:
+    """`kind` from the keys of the section that have its fields' names."""
+    names = {field.name for field in dataclasses.fields(cast(Any, kind))}
+    return kind(**{k: v for k, v in dataclasses.asdict(section).items() if k in names}, **others)
+
+
+def trainer_settings(section: RlSection, *, seed: int = 0) -> TrainerSettings:
     """Arguments of the policy update."""
-    names = {f.name for f in dataclasses.fields(TrainerSettings)}
-    return TrainerSettings(**{k: v for k, v in dataclasses.asdict(section).items() if k in names})
+    return _fields_of(TrainerSettings, section, seed=seed, limits=_fields_of(Limits, section))
+
+
+def objective_settings(section: RlSection) -> ObjectiveSettings:
+    """Arguments of the objective."""
+    return _fields_of(ObjectiveSettings, section)
+
+
+def visiting_of(section: RlSection) -> Visiting:
+    """Which scenes an RL step learns from."""
+    return Visiting(section.scene_visits, section.dynamic_sampling_budget, section.spread_tolerance)
+
+
+def build_trainer(
+    section: RlSection,
+    policy: Policy,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    features: FeatureCache,
+    folder: Path,
+    reward_weights: Mapping[str, float] | None = None,
+) -> RlTrainer:
+    """Everything of an RL run that updates the policy.
+
+    Args:
+        section: The recipe's.
+        policy: Policy to start from; it gets adapters where the recipe says so.
+        seed: Of the run.
+        accelerator: Device and backward.
+        features: Cache of network inputs.
+        folder: Of the stage, for what is kept of an update that is not finite.
+        reward_weights: Weight of each reward term by its column in the scores, for `gdpo`.
+
+    Raises:
+        ConfigError: A function of the user's cannot be loaded, or values do not fit together.
+    """
+    objective = objective_settings(section)
+    if section.lora_rank:
+        settings = LoraSettings(section.lora_rank, section.lora_alpha, section.lora_experts)
+        policy = add_lora(policy, settings, seed=seed)
+    policy.decoder.checkpointing = section.gradient_checkpointing
+    reference: ReferencePolicy | None = None
+    if section.beta > 0:
+        reference = AdapterReference(policy) if section.lora_rank else FrozenReference(policy)
+    return RlTrainer(
+        policy,
+        make_likelihood(section.likelihood, draws=section.likelihood_draws, antithetic=section.likelihood_antithetic),
+        make_advantages(_fields_of(AdvantageSettings, section)),
+        make_objective(objective),
+        objective,
+        trainer_settings(section, seed=seed),
+        accelerator=accelerator,
+        features=features,
+        reference=reference,
+        folder=folder,
+        reward_weights=reward_weights,
+    )
 
 
 def epochs_to_steps(scenes: int, batch_size: int, epochs: int) -> int:

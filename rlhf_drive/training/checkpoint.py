@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Policy, load_policy, save_policy
+from rlhf_drive.policies.adapter_files import save_adapter
 from rlhf_drive.policies.checkpoints import describe_difference, replace_folder, sha256
 
-__all__ = ["CheckpointStore", "TrainingState", "publish_policy"]
+__all__ = ["CheckpointStore", "TrainingState", "publish_adapter", "publish_policy"]
 
 TRAINER = "trainer.pt"
 STATE = "state.json"
@@ -30,6 +32,8 @@ class TrainingState:
     """Steps done; training goes on with this step (0-based)."""
     values: Mapping[str, Any]
     """What else the job keeps, as plain JSON data."""
+    tensors: Mapping[str, Tensor]
+    """What else the job keeps, as tensors by name."""
 
 
 def publish_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any]) -> None:
@@ -41,6 +45,14 @@ def publish_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any]) -> 
     replace_folder(temporary, folder)
 
 
+def publish_adapter(policy: Policy, folder: Path, *, info: Mapping[str, Any]) -> None:
+    """Write a policy's adapters alone, atomically."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_adapter(policy, temporary, info=info)
+    replace_folder(temporary, folder)
+
+
 class CheckpointStore:
     """Folders `step-000020` in `folder`, the newest `keep` of them kept."""
 
@@ -48,7 +60,12 @@ class CheckpointStore:
         self.folder, self.keep = folder, keep
 
     def save(
-        self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, values: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        values: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write everything of `step` beside its place, then move it there in one rename; drop the oldest.
 
@@ -57,13 +74,15 @@ class CheckpointStore:
             policy: Live weights.
             optimizer: Its state dict is stored with torch's own generator state.
             values: Plain JSON data of the job.
+            tensors: Tensors of the job, by name.
         """
         final = self.folder / f"step-{step:06d}"
         temporary = self.folder / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_policy(policy, temporary, info={"step": step})
-        torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, temporary / TRAINER)
+        blob = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "tensors": dict(tensors or {})}
+        torch.save(blob, temporary / TRAINER)
         state = {"step": step, "sha256": sha256(temporary / TRAINER), "values": dict(values or {})}
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
         replace_folder(temporary, final)
@@ -108,7 +127,7 @@ class CheckpointStore:
         policy.load_state_dict(stored.state_dict())
         optimizer.load_state_dict(blob["optimizer"])
         torch.set_rng_state(blob["rng"])
-        return TrainingState(step=int(state["step"]), values=state["values"])
+        return TrainingState(int(state["step"]), state["values"], blob.get("tensors", {}))
 
     def _read_state(self, folder: Path) -> dict[str, Any]:
         path = folder / STATE

@@ -36,6 +36,8 @@ class Sampling:
     """Scenes sampled at once."""
     previous_plan: Literal["none", "human", "sampled"]
     """Where the plan of the frame before comes from."""
+    keep_experts: bool = False
+    """Whether the routing of the samples' forward passes is kept, to be replayed in training."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def collect(
     for first in range(0, len(scenes), sampling.scenes_per_chunk):
         chunk = scenes[first : first + sampling.scenes_per_chunk]
         previous = previous_plans(rollouts, chunk, sampling, step=step)
-        parts.append(rollouts.sample(chunk, sampling.num_generations, sampling.decoding, step=step))
+        parts.append(
+            rollouts.sample(
+                chunk, sampling.num_generations, sampling.decoding, step=step, keep_experts=sampling.keep_experts
+            )
+        )
         pending.append(rewards.submit(chunk, parts[-1].trajectories, previous))
     sampled = time.perf_counter()
     scores = Scores.concatenate([future.result() for future in pending])

@@ -145,9 +145,10 @@ class LimitGuard:
         if self.limits.on_limit == "stop":
             raise TrainingError(f"Step {step + 1}: {reason}, and rl.on_limit is stop. {advice}")
         self.optimizer.zero_grad(set_to_none=True)
-        if self._snapshot is None:
+        if self.limits.on_limit == "next_batch":
             self.early_stops += 1
             return True
+        assert self._snapshot is not None, "begin() starts each step"
         self._snapshot.restore()
         self._undone = True
         self.rollbacks += 1

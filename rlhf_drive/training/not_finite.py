@@ -27,7 +27,7 @@ SCENES = "scenes.json"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one forward pass of the update saw: n rows of some scenes. Holds references, so that it costs nothing."""
+    """What one forward pass of the update saw: n rows of some scenes. Holds detached references, so it costs nothing."""
 
     step: int
     """0-based; the folder is named by ``step + 1``, as the metrics are."""
@@ -40,6 +40,11 @@ class Evidence:
     ``[n, L]``; `states` ``[K, n, L]``; any others. None is left out."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The step's metrics so far."""
+
+    def __post_init__(self) -> None:
+        # Else a kept piece of evidence would keep the graph of its forward pass.
+        detached = {name: None if value is None else value.detach() for name, value in self.tensors.items()}
+        object.__setattr__(self, "tensors", detached)
 
     @staticmethod
     def concatenate(parts: Sequence[Evidence]) -> Evidence:
@@ -77,7 +82,8 @@ def check_gradients(norm: Tensor, evidence: Evidence, policy: nn.Module, folder:
     before the update, with :meth:`Evidence.concatenate`, the batch.
 
     Args:
-        norm: Scalar, norm of all gradients.
+        norm: Scalar, norm of all gradients *before* clipping: ``clip_grad_norm_`` spreads NaN over all parameters, so
+            that the guilty ones could not be told. Use ``get_total_norm``, then this, then ``clip_grads_with_norm_``.
         evidence: Of the rows whose gradients were added last.
         policy: Holds the gradients.
         folder: Of the stage.
@@ -100,7 +106,7 @@ def _not_finite(evidence: Evidence) -> dict[str, Tensor]:
     for name in CHECKED:
         value = evidence.tensors.get(name)
         if value is not None:
-            flag = ~torch.isfinite(value.detach())
+            flag = ~torch.isfinite(value)
             flags[name] = flag & mask.to(flag.device) if name in MASKED and mask is not None else flag
     return {name: flag.to(next(iter(flags.values())).device) for name, flag in flags.items()}
 
@@ -179,7 +185,7 @@ def _write(final: Path, evidence: Evidence, report: Mapping[str, Any]) -> Path:
     }
     for name, broken in flags.items():
         tensors[name] = torch.tensor([parameter in set(broken) for parameter in report["parameters"]])
-    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, temporary / TENSORS)
+    save_file({n: t.cpu().contiguous().clone() for n, t in tensors.items()}, temporary / TENSORS)
     (temporary / SCENES).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     replace_folder(temporary, final)
     return final

@@ -20,7 +20,6 @@ from rlhf_drive.compare.planners import PolicyPlanner
 from rlhf_drive.compare.report import print_table, summary, write_report
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import DataError
-from rlhf_drive.objectives import make_objective
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene, Trajectories
@@ -29,11 +28,12 @@ from rlhf_drive.training.alerts import AlertLog
 from rlhf_drive.training.build import (
     build_accelerator,
     build_policy,
+    build_trainer,
     decoding_of,
     epochs_to_steps,
     sampling_of,
     sft_settings,
-    trainer_settings,
+    visiting_of,
 )
 from rlhf_drive.training.journal import RunJournal
 from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, LiveTable
@@ -42,7 +42,6 @@ from rlhf_drive.training.rl import train_rl
 from rlhf_drive.training.run_folder import RunFolder
 from rlhf_drive.training.scenes import check_store, open_scenes
 from rlhf_drive.training.sft import train_sft
-from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.watch import Watch, spread_out
 from rollout import LocalRolloutService
 
@@ -141,11 +140,14 @@ class _Run:
         if self.folder.is_done(name):
             return
         policy = self._sft_policy()
-        objective = make_objective(rl.loss_type, rl.importance_sampling_level, rl.epsilon, rl.epsilon_high, rl.beta)
-        trainer = RlTrainer(policy, objective, trainer_settings(rl), self.accelerator, self.features)
-        section, sampling = self.recipe.reward, sampling_of(rollout)
+        section, sampling = self.recipe.reward, sampling_of(rollout, keep_experts=rl.router == "replay")
+        reward = reward_config(section)
+        trainer = build_trainer(
+            rl, policy, seed=seed, accelerator=self.accelerator, features=self.features,
+            folder=self.folder.path / name, reward_weights={term.name: term.weight for term in reward.build().terms},
+        )  # fmt: skip
         with (
-            build_service(reward_config(section), section) as rewards,
+            build_service(reward, section) as rewards,
             build_service(metric_config("epdms"), replace(section, engine="local")) as heldout_rewards,
             LiveTable(name, rl.max_steps, RL_COLUMNS) as table,
         ):
@@ -157,6 +159,7 @@ class _Run:
                 store.split("train"),
                 self.folder.path / name,
                 sampling=sampling,
+                visiting=visiting_of(rl),
                 max_invalid_fraction=section.max_invalid_fraction,
                 seed=seed,
                 save_steps=rl.save_steps,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rewards.carriers import Scores
 from rewards.reward_stats import reward_failures
@@ -17,16 +20,18 @@ from rlhf_drive.errors import TrainingError
 from rlhf_drive.likelihood import flatten_steps, trace_logp
 from rlhf_drive.policies import Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.policies.lora import lora_settings, merged
 from rlhf_drive.scenes import Scene
-from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
-from rlhf_drive.training.collect import Sampling, check_previous_frames, collect
+from rlhf_drive.training.checkpoint import CheckpointStore, publish_adapter, publish_policy
+from rlhf_drive.training.collect import Experience, Sampling, check_previous_frames, collect
 from rlhf_drive.training.journal import Journal
-from rlhf_drive.training.schedule import scene_order
+from rlhf_drive.training.refill import Filled, extra_groups, fill, join_experiences, select_groups
 from rlhf_drive.training.trainer import RlTrainer
+from rlhf_drive.training.visiting import SceneVisits
 from rlhf_drive.training.watch import Watch
 from rollout import RolloutService
 
-__all__ = ["check_likelihood", "reward_metrics", "train_rl"]
+__all__ = ["Visiting", "check_likelihood", "differing_groups", "reward_metrics", "train_rl"]
 
 LOGPROB_TOLERANCE = 1e-3
 """Difference between a sampler's and a recomputed log-probability that rounding explains (nats): it is about 1e-5."""
@@ -73,6 +78,27 @@ def reward_metrics(scores: Scores, num_generations: int) -> dict[str, float]:
     return metrics
 
 
+def differing_groups(scores: Scores, num_generations: int, tolerance: float) -> NDArray[np.bool_]:
+    """``[S]`` whether a group's valid rewards differ by more than `tolerance`: only such groups teach anything."""
+    total = scores.total.reshape(-1, num_generations)
+    valid = scores.valid.reshape(-1, num_generations)
+    highest = np.where(valid, total, -np.inf).max(axis=1)
+    lowest = np.where(valid, total, np.inf).min(axis=1)
+    return np.asarray(valid.any(axis=1) & (highest - lowest > tolerance))
+
+
+@dataclass(frozen=True)
+class Visiting:
+    """Which scenes an RL step learns from."""
+
+    mode: str
+    """`uniform` or `informative`."""
+    refill: float
+    """Groups sampled at most in place of those that teach nothing, as a share of the step's scenes; 0 = none."""
+    spread_tolerance: float
+    """Groups whose rewards differ by no more teach nothing."""
+
+
 def train_rl(
     trainer: RlTrainer,
     rollouts: RolloutService,
@@ -81,6 +107,7 @@ def train_rl(
     folder: Path,
     *,
     sampling: Sampling,
+    visiting: Visiting,
     max_invalid_fraction: float,
     seed: int,
     save_steps: int,
@@ -91,12 +118,13 @@ def train_rl(
     """Sample, score, learn, for `max_steps` steps; the policy ends in `folder/policy`.
 
     Continues from the newest checkpoint in `folder/checkpoints`; on CPU the metrics and weights are then those of an
-    uninterrupted run, bit for bit, because scenes and samples are functions of (seed, step).
+    uninterrupted run, bit for bit, because scenes and samples are functions of (seed, step) and of what the checkpoint
+    holds.
 
     Raises:
         RewardError: More than `max_invalid_fraction` of a step's rows could not be scored.
         DataError: Plans of the frame before are asked for, and scenes do not know that frame.
-        TrainingError: The likelihood self-test failed, or loss or gradients are not finite.
+        TrainingError: The likelihood self-test failed, loss or gradients are not finite, or a limit was passed.
     """
     policy, settings = trainer.policy, trainer.settings
     check_previous_frames(scenes, sampling)
@@ -105,35 +133,73 @@ def train_rl(
     torch.manual_seed(seed)  # for a user's reward that draws from torch; checkpoints carry the generator on
     state = checkpoints.load(policy, trainer.optimizer)
     first = state.step if state else 0
-    watch = watch or Watch()
+    watch, visits = watch or Watch(), SceneVisits(visiting.mode, len(scenes), seed)
     if state:
         watch.restore(state.values.get("watch", {}))
+        visits.restore(state.values.get("visits", {}))
+        trainer.restore(state.tensors, state.values.get("guard", {}))
     journal.resume(first)
     rollouts.push_weights(policy, first)
-    check_likelihood(policy, rollouts, scenes[:4], sampling.decoding, trainer.features)
+    check_likelihood(policy, rollouts, scenes[:4], sampling.decoding, trainer.source.features)
     for step in range(first, settings.max_steps):
         started = time.perf_counter()
-        batch = [scenes[i] for i in scene_order(seed, step, len(scenes), sampling.scenes_per_step)]
         rollouts.push_weights(policy, step)
-        experience = collect(rollouts, rewards, batch, sampling, step=step)
-        rollout, scores = experience.rollout, experience.scores
-        check_invalid(scores, max_invalid_fraction)
+        filled = _filled(visits, rollouts, rewards, scenes, sampling, visiting, max_invalid_fraction, step)
+        visits.saw(step, filled.visited, filled.informative.tolist())
+        batch, experience = [scenes[i] for i in filled.scenes], filled.experience
         metrics = {
-            **reward_metrics(scores, sampling.num_generations),
-            **trainer.step(step, batch, rollout, scores),
+            # What was sampled first: nobody selected those scenes for what they teach.
+            **reward_metrics(filled.first.scores, sampling.num_generations),
+            **trainer.step(step, batch, experience.rollout, experience.scores),
             "service/timeouts": float(rewards.stats.timeouts),
             "service/restarts": float(rewards.stats.restarts),
             "time/reward_rows_per_s": rewards.stats.rows_per_s,
             "time/rollout_s": experience.sampling_s,
             "time/reward_s": experience.waiting_s,
         }
-        seen, alerts = watch.look(step + 1, batch, experience, rollouts)
+        if visiting.refill > 0:
+            metrics |= filled.metrics
+        if visiting.mode != "uniform":
+            metrics |= visits.metrics(step)
+        seen, alerts = watch.look(step + 1, [scenes[i] for i in filled.visited[: len(batch)]], filled.first, rollouts)
         metrics |= seen
         metrics["time/step_s"] = time.perf_counter() - started
-        metrics["time/scenes_per_s"] = len(batch) / metrics["time/step_s"]
+        metrics["time/scenes_per_s"] = len(filled.visited) / metrics["time/step_s"]
         journal.log(step + 1, metrics)
         for alert in alerts:
             journal.warn(alert)
         if (step + 1) % save_steps == 0 or step + 1 == settings.max_steps:
-            checkpoints.save(step + 1, policy, trainer.optimizer, {"watch": watch.state()})
-    publish_policy(policy, folder / "policy", info={"stage": "rl", "seed": seed, "steps": settings.max_steps})
+            kept = trainer.state()
+            values = {"watch": watch.state(), "visits": visits.state(), "guard": kept["guard"]}
+            checkpoints.save(step + 1, policy, trainer.optimizer, values, kept["tensors"])
+    info = {"stage": "rl", "seed": seed, "steps": settings.max_steps, "ema_decay": settings.ema_decay}
+    with trainer.ema.applied(policy) if trainer.ema else nullcontext():
+        publish_policy(merged(policy), folder / "policy", info=info)
+    if lora_settings(policy):
+        publish_adapter(policy, folder / "adapter", info=info)
+
+
+def _filled(
+    visits: SceneVisits,
+    rollouts: RolloutService,
+    rewards: RewardService,
+    scenes: Sequence[Scene],
+    sampling: Sampling,
+    visiting: Visiting,
+    max_invalid_fraction: float,
+    step: int,
+) -> Filled[Experience]:
+    """The step's scored groups; those that teach nothing give way to fresh ones while the budget lasts."""
+
+    def sample(index: list[int]) -> Experience:
+        experience = collect(rollouts, rewards, [scenes[i] for i in index], sampling, step=step)
+        check_invalid(experience.scores, max_invalid_fraction)
+        return experience
+
+    def informative(experience: Experience) -> NDArray[np.bool_]:
+        return differing_groups(experience.scores, sampling.num_generations, visiting.spread_tolerance)
+
+    return fill(
+        lambda number, taken: visits.choose(step, number, taken), sample, informative, join_experiences, select_groups,
+        want=sampling.scenes_per_step, budget=extra_groups(visiting.refill, sampling.scenes_per_step),
+    )  # fmt: skip

@@ -1,11 +1,12 @@
-"""The policy update of one RL step: old and reference log-probabilities, then micro-batched optimisation."""
+"""The policy update of one RL step: references, advantages, then micro-batched optimisation within limits."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,22 +14,28 @@ from torch import Tensor
 
 from rewards.carriers import Scores
 from rlhf_drive.errors import TrainingError
-from rlhf_drive.likelihood import flatten_steps, trace_logp
+from rlhf_drive.likelihood import LikelihoodEstimator
 from rlhf_drive.objectives import (
-    Advantages,
-    Denominators,
+    AdvantageEstimator,
+    AdvantageInputs,
     LossInputs,
     Objective,
-    count_denominators,
-    group_advantages,
+    ObjectiveSettings,
     merge_metrics,
+    reward_penalty,
 )
-from rlhf_drive.objectives.advantages import ScaleRewards
 from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
+from rlhf_drive.training.ema import EmaWeights
+from rlhf_drive.training.extra_losses import cloning_loss, router_loss
+from rlhf_drive.training.guards import LimitGuard, Limits
+from rlhf_drive.training.logp_source import LogpSource
+from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients
+from rlhf_drive.training.reference import ReferencePolicy, sync_due
 from rlhf_drive.training.schedule import learning_rate_scale
+from rlhf_drive.training.update_batch import MicroBatch, UpdateBatch
 from rollout import Rollout
 
 __all__ = ["RlTrainer", "TrainerSettings", "freeze_router"]
@@ -51,15 +58,31 @@ class TrainerSettings:
     num_iterations: int
     """Optimizer steps per batch of rollouts (TRL's mu)."""
     micro_batch_scenes: int
-    """Scenes per forward and backward pass; memory only, the update does not depend on it."""
-    beta: float
-    """Weight of the KL to the reference; 0 spares the reference's forward pass."""
-    scale_rewards: ScaleRewards
-    """How advantages are scaled."""
-    spread_tolerance: float
-    """Groups whose rewards differ by no more teach nothing and are left out."""
-    train_router: bool
-    """Whether router weights move; frozen by default, since a flipped expert moves the ratio more than the update."""
+    """Scenes per backward pass; memory only, the update does not depend on it."""
+    max_tokens_per_forward: int
+    """Plan tokens per forward pass; 0 takes a micro-batch at once."""
+    likelihood_steps: int
+    """Decode steps looked at; 0 means all."""
+    router: str
+    """`free`, `frozen`, `record` or `replay`."""
+    load_balance_coef: float
+    """Weight of the experts' load-balance loss, a mean over micro-batches."""
+    router_z_coef: float
+    """Weight of the router z-loss, a mean over micro-batches."""
+    bc_coef: float
+    """Weight of the SFT loss on the human's plans."""
+    sync_ref_model: bool
+    """Whether the reference follows the policy."""
+    ref_model_mixup_alpha: float
+    """Share of the policy in a new reference."""
+    ref_model_sync_steps: int
+    """Steps between two updates of the reference."""
+    ema_decay: float
+    """Decay of the moving average of the weights; 0 keeps none."""
+    limits: Limits
+    """How far a batch may move the policy."""
+    seed: int = 0
+    """Keys probes, decode steps and the masks of behaviour cloning."""
 
 
 def freeze_router(policy: Policy) -> None:
@@ -70,28 +93,53 @@ def freeze_router(policy: Policy) -> None:
 
 
 class RlTrainer:
-    """Owns optimizer, reference policy and schedule. No dropout: ratios measure updates alone."""
+    """Owns optimizer, reference policy, schedule and averages. No dropout: ratios measure updates alone."""
 
     def __init__(
         self,
         policy: Policy,
+        likelihood: LikelihoodEstimator,
+        advantages: AdvantageEstimator,
         objective: Objective,
+        objective_settings: ObjectiveSettings,
         settings: TrainerSettings,
+        *,
         accelerator: Accelerator,
         features: FeatureCache,
+        reference: ReferencePolicy | None = None,
+        folder: Path | None = None,
+        reward_weights: Mapping[str, float] | None = None,
     ) -> None:
-        self.policy, self.objective, self.settings = policy.eval(), objective, settings
-        self.accelerator, self.features = accelerator, features
-        self.reference = copy.deepcopy(policy).requires_grad_(False) if settings.beta > 0 else None
-        if not settings.train_router:
+        """Take charge of a policy.
+
+        Args:
+            policy: Trained in place.
+            likelihood: Gives live, old and reference log-probabilities.
+            advantages: From rewards to advantages.
+            objective: From log-probabilities and advantages to a loss.
+            objective_settings: What the objective was made with: KL and entropy decide what must be computed.
+            settings: Plain arguments.
+            accelerator: Device and backward.
+            features: Cache of network inputs.
+            reference: Policy that the KL divergence is measured to; needed where `objective_settings.beta` > 0.
+            folder: Where tensors go when something is not finite; the present folder by default.
+            reward_weights: Weight of each reward term by its column in the scores, for advantages that look at terms.
+        """
+        self.policy, self.likelihood, self.advantages, self.objective = policy.eval(), likelihood, advantages, objective
+        self.objective_settings, self.settings = objective_settings, settings
+        self.accelerator, self.reference, self.folder = accelerator, reference, folder or Path()
+        self.reward_weights = dict(reward_weights or {})
+        self.source = LogpSource(likelihood, features, settings.max_tokens_per_forward)
+        if settings.router == "frozen":
             freeze_router(policy)
-        self.routing: RouterRecord | None = None
-        self.first_routing: RouterRecord | None = None
-        self.likelihood_s = 0.0
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.ema = EmaWeights(policy, settings.ema_decay) if settings.ema_decay > 0 else None
+        self.guard = LimitGuard(settings.limits, policy, self.optimizer)
+        self.first_routing: RouterRecord | None = None
+        self.likelihood_s = 0.0
 
     def step(self, step: int, scenes: Sequence[Scene], rollout: Rollout, scores: Scores) -> dict[str, float]:
         """Learn from one batch of scored rollouts.
@@ -107,123 +155,213 @@ class RlTrainer:
             of the reference's likelihood, of the live one, and of loss, gradients and optimizer (``time/update_s``).
 
         Raises:
-            TrainingError: Loss or gradient norm is not finite.
+            TrainingError: Loss or gradients are not finite, or a limit was passed and the recipe says to stop.
         """
+        settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * learning_rate_scale(
-                step, self.settings.max_steps, self.settings.warmup_ratio
-            )
-        valid = torch.from_numpy(scores.valid.copy())
-        advantages = group_advantages(
-            torch.from_numpy(scores.total).float(), valid, rollout.num_generations,
-            scale_rewards=self.settings.scale_rewards, tolerance=self.settings.spread_tolerance,
-        )  # fmt: skip
-        kept = (~advantages.degenerate).nonzero().flatten()
-        metrics = {**_group_metrics(advantages), "optim/learning_rate": self.optimizer.param_groups[0]["lr"]}
+            group["lr"] = settings.learning_rate * learning_rate_scale(step, settings.max_steps, settings.warmup_ratio)
+        batch, metrics = self._prepare(step, scenes, rollout, scores)
+        metrics["optim/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["policy/sampled_nll"] = float(-rollout.trace.logp.sum() / rollout.trace.scored.sum())
-        if not len(kept):
+        if not len(batch.kept):
             return metrics
-        rows = _rows_of(kept, rollout.num_generations)
-        mask = flatten_steps(rollout.trace.scored)[rows]
-        length = rollout.tokens.shape[1]
-        denominators = count_denominators(mask, valid[rows].to(mask.device), max_length=length)
-        started = time.perf_counter()
-        references = self._reference_logp(kept, scenes, rollout)
-        metrics["time/reference_s"] = time.perf_counter() - started
-        started, self.likelihood_s = time.perf_counter(), 0.0
-        self.first_routing = None
-        for iteration in range(self.settings.num_iterations):
-            parts = self._iteration(kept, scenes, rollout, advantages.values, valid, references, denominators)
-            merged = self._update(parts)
+        started, self.likelihood_s, self.first_routing = time.perf_counter(), 0.0, None
+        self.guard.begin()
+        for iteration in range(settings.num_iterations):
+            merged = self._iteration(batch, metrics, first=iteration == 0)
             if iteration == 0:
-                metrics["ratio/first_mean"] = merged["ratio/mean"]
-                metrics["ratio/first_min"] = merged["ratio/min"]
-                metrics["ratio/first_max"] = merged["ratio/max"]
+                names = [f"ratio/{end}" for end in ("mean", "min", "max") if f"ratio/{end}" in merged]
+                metrics |= {name.replace("/", "/first_"): merged[name] for name in names}
                 metrics["logprob_mismatch/max"] = merged["logprob_mismatch/max"]
-            metrics.update({k: v for k, v in merged.items() if k != "logprob_mismatch/max"})
+            metrics |= {name: value for name, value in merged.items() if name != "logprob_mismatch/max"}
+            if iteration > 0 and self.guard.check(merged, step):
+                break
+            metrics["optim/grad_norm"] = self._update()
+        else:
+            if settings.limits.active:
+                self.guard.check(self._look_back(batch), step)
+        self._follow(step)
+        if settings.limits.active:
+            metrics |= self.guard.metrics()
         metrics["time/likelihood_s"] = self.likelihood_s
         metrics["time/update_s"] = time.perf_counter() - started - self.likelihood_s
         return metrics
 
-    def _micro_batches(self, kept: Tensor) -> tuple[Tensor, ...]:
-        return kept.split(self.settings.micro_batch_scenes)
+    def _prepare(
+        self, step: int, scenes: Sequence[Scene], rollout: Rollout, scores: Scores
+    ) -> tuple[UpdateBatch, dict[str, float]]:
+        """All that is fixed before the first update: probes, references, advantages."""
+        settings, kl = self.settings, self.objective_settings
+        batch = self.source.batch(
+            scenes,
+            rollout,
+            scores,
+            seed=settings.seed,
+            step=step,
+            micro_batch_scenes=settings.micro_batch_scenes,
+            wanted_steps=settings.likelihood_steps,
+            sampler_logp=settings.router != "record",
+        )
+        rewards, started = torch.from_numpy(scores.total).float(), time.perf_counter()
+        if kl.beta > 0 and kl.kl_in == "reward":
+            batch.ref_logp = self._reference_logp(batch)
+            if batch.old_logp is None:
+                batch.old_logp = self._all_logp(self.policy, batch)
+            rewards = rewards - reward_penalty(batch.old_logp, batch.ref_logp, batch.mask, kl).cpu()
+        inputs = AdvantageInputs(rewards, batch.valid, rollout.num_generations, *self._reward_terms(scores))
+        found = self.advantages(inputs)
+        batch.learn_from(found)
+        if kl.beta > 0 and batch.ref_logp is None and len(batch.kept):
+            batch.ref_logp = self._reference_logp(batch)
+        return batch, {**found.metrics(), "time/reference_s": time.perf_counter() - started}
+
+    def _reward_terms(self, scores: Scores) -> tuple[Tensor | None, Tensor | None]:
+        """Reward terms ``[N, C]`` and their weights ``[C]``; None where nobody said which they are."""
+        if not self.reward_weights:
+            return None, None
+        columns = [torch.from_numpy(scores.component(name)).float() for name in self.reward_weights]
+        return torch.stack(columns, dim=1), torch.tensor(list(self.reward_weights.values()))
+
+    def _reference_logp(self, batch: UpdateBatch) -> Tensor:
+        if self.reference is None:
+            raise TrainingError(
+                f"rl.beta = {self.objective_settings.beta} measures the distance to a reference policy, and the "
+                "trainer was given none."
+            )
+        with self.reference.using() as reference:
+            return self._all_logp(reference, batch)
 
     @torch.no_grad()
-    def _reference_logp(self, kept: Tensor, scenes: Sequence[Scene], rollout: Rollout) -> list[Tensor] | None:
-        """Per micro-batch ``[n, K*L]`` log-probabilities of the frozen reference."""
-        if self.reference is None:
-            return None
-        result = []
-        for part in self._micro_batches(kept):
-            batch = self.features.batch(self.reference, [scenes[s] for s in part.tolist()])
-            trace = rollout.trace.rows(_rows_of(part, rollout.num_generations))
-            result.append(trace_logp(self.reference, self.reference.encode(batch), trace)[0])
+    def _all_logp(self, policy: Policy, batch: UpdateBatch) -> Tensor:
+        """``[N, T]`` log-probabilities of the kept groups; 0 for the others."""
+        result = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        for part in batch.micro_batches():
+            found, _ = self.source.logp(policy, batch, part)
+            result[part.rows] = found.logp.float()
         return result
 
-    def _iteration(
-        self,
-        kept: Tensor,
-        scenes: Sequence[Scene],
-        rollout: Rollout,
-        advantages: Tensor,
-        valid: Tensor,
-        references: list[Tensor] | None,
-        denominators: Denominators,
-    ) -> list[Mapping[str, Tensor]]:
-        """Accumulate the gradient of the whole batch, micro-batch by micro-batch; their metrics."""
-        parts: list[Mapping[str, Tensor]] = []
-        device = self.policy.device
-        for i, part in enumerate(self._micro_batches(kept)):
-            rows = _rows_of(part, rollout.num_generations)
-            trace = rollout.trace.rows(rows)
+    def _iteration(self, batch: UpdateBatch, so_far: Mapping[str, float], *, first: bool) -> dict[str, float]:
+        """Accumulate the gradient of the whole batch, micro-batch by micro-batch; the batch's metrics."""
+        settings, found_metrics = self.settings, []
+        routing: RouterRecord | None = None
+        for part in batch.micro_batches():
             started = time.perf_counter()
-            context = self.policy.encode(self.features.batch(self.policy, [scenes[s] for s in part.tolist()]))
-            logp, mask = trace_logp(self.policy, context, trace)
-            self.likelihood_s += time.perf_counter() - started
-            old_logp = flatten_steps(trace.logp)
-            learned = valid[rows].to(device)
-            inputs = LossInputs(
-                logp,
-                old_logp,
-                None if references is None else references[i],
-                advantages[rows].to(device),
-                mask,
-                learned,
+            record = RouterRecord() if routing is None or self._has_router_loss else None
+            found, context = self.source.logp(
+                self.policy,
+                batch,
+                part,
+                record=record,
+                keep_experts=first and settings.router == "record",
+                entropy=first or self.objective_settings.entropy_coef > 0,
             )
-            outputs = self.objective(inputs, denominators)
-            if not torch.isfinite(outputs.loss):
-                names = ", ".join(scenes[s].token for s in part.tolist()[:5])
-                raise TrainingError(f"The loss is {outputs.loss.item()} on scenes {names}; lower rl.learning_rate.")
-            self.accelerator.backward(outputs.loss)
-            difference = torch.where(mask, logp.detach() - old_logp, 0.0).abs().max()
-            part_metrics = {**outputs.metrics, "loss/total": outputs.loss.detach(), "logprob_mismatch/max": difference}
-            parts.append(part_metrics)
-        return parts
-
-    def _update(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-        """One optimizer step on the accumulated gradient."""
-        merged = merge_metrics(parts)
-        if self.routing is not None:
-            # Of the first micro-batch: how even the load is, and how far routing has moved since the first pass.
-            self.first_routing = self.first_routing or self.routing
-            merged["moe/load_cv"] = self.routing.load_cv()
-            merged["moe/routing_flip_frac"] = self.routing.flips(self.first_routing)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise TrainingError(f"The gradient norm is {norm.item()}; lower rl.learning_rate or check the reward.")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        merged["optim/grad_norm"] = float(norm)
+            self.likelihood_s += time.perf_counter() - started
+            if first:
+                batch.keep(part.rows, found)
+            inputs = batch.loss_inputs(part, found)
+            outputs = self.objective(inputs, batch.denominators)
+            loss = outputs.loss
+            if settings.bc_coef > 0:
+                order = batch.rollout.trace.order
+                cloning = cloning_loss(
+                    self.policy, context, part.scenes, order, seed=settings.seed, step=batch.step
+                ) / len(batch.kept)
+                loss = loss + settings.bc_coef * cloning
+                outputs = replace(outputs, metrics={**outputs.metrics, "loss/cloning": cloning.detach()})
+            if record and self._has_router_loss:
+                share = len(part.scenes) / len(batch.kept)
+                loss = loss + share * router_loss(record, settings.load_balance_coef, settings.router_z_coef)
+            evidence = _evidence(batch, part, inputs, loss, so_far)
+            check_finite(evidence, self.policy, self.folder)
+            self.accelerator.backward(loss)
+            difference = torch.where(inputs.mask, inputs.logp.detach() - inputs.old_logp, 0.0).abs().max()
+            found_metrics.append({**outputs.metrics, "loss/total": loss.detach(), "logprob_mismatch/max": difference})
+            routing = routing or record
+            self._last_evidence = evidence
+        merged = merge_metrics(found_metrics)
+        if routing:
+            self.first_routing = self.first_routing or routing
+            merged |= _routing_metrics(routing, self.first_routing)
         return merged
 
+    @property
+    def _has_router_loss(self) -> bool:
+        return self.settings.load_balance_coef > 0 or self.settings.router_z_coef > 0
 
-def _rows_of(scenes: Tensor, num_generations: int) -> Tensor:
-    """Row indices of the given scenes' groups, scene-major."""
-    return (scenes[:, None] * num_generations + torch.arange(num_generations)).flatten()
+    def _update(self) -> float:
+        """One optimizer step on the accumulated gradient; its norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        check_gradients(norm, self._last_evidence, self.policy, self.folder)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    @torch.no_grad()
+    def _look_back(self, batch: UpdateBatch) -> dict[str, float]:
+        """Ratio and divergence after the last update, on the first micro-batch."""
+        part = batch.micro_batches()[0]
+        inputs = batch.loss_inputs(part, self.source.logp(self.policy, batch, part)[0])
+        learned = inputs.learned_rows()
+        tokens = (inputs.mask & learned[:, None]).sum()
+        alone = replace(batch.denominators, sequences=float(learned.sum()), tokens=float(tokens), micro_batches=1)
+        return merge_metrics([self.objective(inputs, alone).metrics])
+
+    def _follow(self, step: int) -> None:
+        """Averages and reference after a step's updates."""
+        settings = self.settings
+        if self.ema:
+            self.ema.update(self.policy)
+        if self.reference and settings.sync_ref_model and sync_due(step + 1, settings.ref_model_sync_steps):
+            self.reference.sync(self.policy, settings.ref_model_mixup_alpha)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides weights and optimizer: tensors by name, and plain data under `guard`."""
+        tensors = {f"ema.{name}": value for name, value in (self.ema.state_dict() if self.ema else {}).items()}
+        if self.reference:
+            tensors |= {f"reference.{name}": value for name, value in self.reference.state_dict().items()}
+        return {"tensors": tensors, "guard": self.guard.state()}
+
+    def restore(self, tensors: Mapping[str, Tensor], guard: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        if self.ema:
+            self.ema.load_state_dict(_below(tensors, "ema."))
+        if self.reference:
+            self.reference.load_state_dict(_below(tensors, "reference."))
+        self.guard.restore(guard)
 
 
-def _group_metrics(advantages: Advantages) -> dict[str, float]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _routing_metrics(routing: RouterRecord, first: RouterRecord) -> dict[str, float]:
+    """Of the first micro-batch: how even the load is, and how far routing has moved since the first pass."""
     return {
-        "groups/degenerate_frac": float(advantages.degenerate.float().mean()),
-        "groups/spread": float(advantages.spread.mean()),
+        "moe/load_cv": routing.load_cv(),
+        "moe/routing_flip_frac": routing.flips(first),
+        "moe/dropped_frac": routing.dropped_frac(),
     }
+
+
+def _evidence(
+    batch: UpdateBatch, part: MicroBatch, inputs: LossInputs, loss: Tensor, metrics: Mapping[str, float]
+) -> Evidence:
+    """What is kept of a micro-batch if something in it is not finite."""
+    group = batch.rollout.num_generations
+    return Evidence(
+        step=batch.step,
+        scene_tokens=[scene.token for scene in part.scenes for _ in range(group)],
+        rows=part.rows,
+        tensors={
+            "loss": loss,
+            "logp": inputs.logp,
+            "old_logp": inputs.old_logp,
+            "ref_logp": inputs.ref_logp,
+            "mask": inputs.mask,
+            "advantages": inputs.advantages,
+            "rewards": torch.from_numpy(batch.scores.total)[part.rows],
+            "tokens": part.trace.tokens,
+            "states": part.trace.state,
+        },
+        metrics=metrics,
+    )

@@ -1,0 +1,93 @@
+"""Rules between a recipe's RL keys and its decoding process: what fits what, and why not. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_drive.config_schema import ACTION_TOKENS, POLICY_FILE, CompareSection, Recipe, RlSection, RolloutSection
+from rlhf_drive.likelihood_fits import STEPPED, refusal, steps_refusal
+
+__all__ = ["find_rl_conflicts", "process_of_checkpoint"]
+
+ORDERS = {"flow": ("all",), "autoregressive": ("causal",)}
+"""The one order of processes that have one; a masked policy takes all others but `all`."""
+
+
+def find_rl_conflicts(recipe: Recipe) -> Iterator[str]:
+    """Problems of decoding, likelihood, routing and reference; ``key.path: what is wrong``, one line each."""
+    process: str | None = recipe.process.name if recipe.process else None
+    if recipe.rl and recipe.rl.policy:
+        process = process_of_checkpoint(recipe.rl.policy) or process
+    if recipe.rollout and process:
+        yield from _decoding("rollout", recipe.rollout, process)
+    if recipe.compare:
+        compared = {process_of_checkpoint(path) for path in recipe.compare.policies.values()}
+        compared |= {process} if recipe.job == "pipeline" else set()
+        for name in sorted(name for name in compared if name):
+            yield from _decoding("compare", recipe.compare, name)
+    if recipe.policy and recipe.process and recipe.policy.routing == "expert_choice" and process == "autoregressive":
+        yield (
+            "policy.routing: with expert_choice an expert compares a token with later ones, which an autoregressive "
+            "policy must not see. Use token_choice"
+        )
+    if recipe.rl:
+        yield from _likelihood(recipe.rl, process)
+        yield from _rest(recipe, recipe.rl)
+
+
+def process_of_checkpoint(path: str) -> str | None:
+    """Name of the decoding process in a policy folder's manifest; None where there is none to read."""
+    try:
+        name = json.loads((Path(path) / POLICY_FILE).read_text())["process"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # loading the policy says what is wrong with it
+    return name if isinstance(name, str) else None
+
+
+def _decoding(name: str, section: RolloutSection | CompareSection, process: str) -> Iterator[str]:
+    """Order and steps that the process does not decode with."""
+    if process in ORDERS and section.order not in ORDERS[process]:
+        only = ORDERS[process][0]
+        yield f"{name}.order: process {process!r} decodes in order {only!r} only; got {section.order!r}"
+    if process == "masked" and section.order == "all":
+        yield f"{name}.order: a masked policy reveals each position once; 'all' is for a flow. Use causal"
+    if process == "autoregressive" and section.steps != ACTION_TOKENS:
+        yield f"{name}.steps: an autoregressive policy decides one token a step, {ACTION_TOKENS}; got {section.steps}"
+
+
+def _likelihood(rl: RlSection, process: str | None) -> Iterator[str]:
+    """Likelihoods that do not fit the process, the objective, or the way experts are chosen."""
+    if process and (reason := refusal(rl.likelihood, process)):
+        yield f"rl.likelihood: {reason}"
+    if rl.likelihood_steps and (reason := steps_refusal(rl.likelihood, rl.loss_type, rl.importance_sampling_level)):
+        yield f"rl.likelihood_steps: {reason}"
+    if rl.router == "replay" and rl.likelihood not in STEPPED:
+        yield (
+            f"rl.router: the sampler's experts belong to the states it visited, which likelihood {rl.likelihood!r} does "
+            "not look at. Use record, or likelihood trace"
+        )
+    if rl.likelihood == "sandwich" and rl.num_iterations > 1:
+        yield (
+            "rl.num_iterations: likelihood 'sandwich' has no ratio and is on-policy only: 1, or another likelihood; got "
+            f"{rl.num_iterations}"
+        )
+    if rl.likelihood_antithetic and rl.likelihood != "elbo":
+        yield f"rl.likelihood_antithetic: has no effect with likelihood {rl.likelihood!r}. Set it to false"
+    if rl.importance_sampling_level == "step" and rl.likelihood not in STEPPED:
+        yield (
+            f"rl.importance_sampling_level: likelihood {rl.likelihood!r} does not visit the decode steps that 'step' "
+            "averages over. Use token or sequence, or likelihood trace"
+        )
+
+
+def _rest(recipe: Recipe, rl: RlSection) -> Iterator[str]:
+    if rl.sync_ref_model and rl.beta == 0:
+        yield "rl.sync_ref_model: has no effect with beta 0. Set it to false, or beta above 0"
+    if rl.sync_ref_model and rl.lora_rank:
+        yield "rl.sync_ref_model: the reference of a LoRA run is the policy without adapters. Set it to false"
+    if rl.advantages == "gdpo" and recipe.reward and recipe.reward.gates:
+        yield "rl.advantages: gdpo normalises each term by itself, which gates do not allow. Use terms only"
+    if rl.ratio_limit and rl.ratio_limit <= 1:
+        yield f"rl.ratio_limit: ratios start at 1, so it must be above 1, or 0 for none; got {rl.ratio_limit:g}"

@@ -1,0 +1,54 @@
+"""Losses beside the policy objective: behaviour cloning on the human's plans, and the routers' own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_drive.policies import Policy, SceneContext
+from rlhf_drive.policies.moe import RouterRecord
+from rlhf_drive.scenes import Scene
+
+__all__ = ["cloning_loss", "has_human", "router_loss"]
+
+MASKS_PER_SCENE = 4
+"""Corrupted copies of the human's plan that behaviour cloning looks at."""
+
+
+def has_human(scene: Scene) -> bool:
+    """Whether the scene holds what the human drove."""
+    return len(scene.reference.human_poses) > 0
+
+
+def cloning_loss(
+    policy: Policy, context: SceneContext, scenes: Sequence[Scene], order: str, *, seed: int, step: int
+) -> Tensor:
+    """Sum over scenes of the SFT loss on the human's plan, nats per token; scenes without a human add nothing.
+
+    Args:
+        policy: The live policy.
+        context: The S encoded scenes.
+        scenes: S scenes.
+        order: Decoding order of the rollouts: cloning hides what this decoder reveals last.
+        seed: Keys the masks of a scene, with `step` and the scene's name: they do not depend on the micro-batch.
+        step: RL step.
+    """
+    hidden_last = order if order in ("causal", "reverse_causal") else "random"
+    total = context.summary.new_zeros(())
+    for s, scene in enumerate(scenes):
+        if not has_human(scene):
+            continue
+        tokens = torch.from_numpy(policy.tokenizer.encode(scene.reference.human_poses[None])).to(policy.device)
+        key = hashlib.blake2b(f"{seed}/{step}/cloning/{scene.token}".encode(), digest_size=7).digest()
+        generator = torch.Generator(device=policy.device).manual_seed(int.from_bytes(key, "little"))
+        rows = tokens.expand(MASKS_PER_SCENE, -1)
+        total = total + policy.process.sft_loss(policy, rows, context.scene(s), hidden_last, generator).mean()
+    return total
+
+
+def router_loss(record: RouterRecord, load_balance_coef: float, router_z_coef: float) -> Tensor:
+    """``load_balance_coef * balance + router_z_coef * z`` of one forward pass."""
+    return load_balance_coef * record.balance_loss() + router_z_coef * record.z_loss()

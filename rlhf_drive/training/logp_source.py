@@ -1,0 +1,103 @@
+"""The one way the trainer asks for log-probabilities: of micro-batches, by the recipe's likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rewards.carriers import Scores
+from rlhf_drive.likelihood import LikelihoodEstimator, TokenLogp, flatten_steps
+from rlhf_drive.objectives import Denominators
+from rlhf_drive.policies import Policy, SceneContext
+from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.policies.moe import RouterRecord
+from rlhf_drive.scenes import Scene
+from rlhf_drive.training.update_batch import MicroBatch, UpdateBatch, drawn_steps
+from rollout import Rollout, row_uniforms
+
+__all__ = ["LogpSource"]
+
+
+@dataclass(frozen=True)
+class LogpSource:
+    """A likelihood with what it is evaluated on."""
+
+    likelihood: LikelihoodEstimator
+    """Gives live, old and reference log-probabilities."""
+    features: FeatureCache
+    """Network inputs of scenes."""
+    max_tokens: int
+    """Plan tokens per forward pass; 0 takes a micro-batch at once."""
+
+    def batch(
+        self,
+        scenes: Sequence[Scene],
+        rollout: Rollout,
+        scores: Scores,
+        *,
+        seed: int,
+        step: int,
+        micro_batch_scenes: int,
+        wanted_steps: int,
+        sampler_logp: bool,
+    ) -> UpdateBatch:
+        """A batch with its probes drawn, before advantages are known: all groups are kept, advantages are 0.
+
+        Args:
+            scenes: S scenes.
+            rollout: N = S * G rows.
+            scores: N scored rows.
+            seed: Keys probes and steps, with `step`.
+            step: RL step.
+            micro_batch_scenes: Scenes of a micro-batch.
+            wanted_steps: Decode steps to look at; 0 means all.
+            sampler_logp: Whether the sampler's log-probabilities serve as old ones where they are this likelihood's.
+        """
+        trace, likelihood = rollout.trace, self.likelihood
+        device, count = trace.state.device, len(trace.state)
+        probes = None
+        if shape := likelihood.probe_shape(rollout.tokens.shape[1]):
+            names = [scene.token for scene in scenes]
+            numbers = row_uniforms(seed, step, names, rollout.num_generations, shape, purpose="probes/")
+            probes = likelihood.draw(trace, torch.from_numpy(numbers).to(device))
+        return UpdateBatch(
+            step=step,
+            scenes=scenes,
+            rollout=rollout,
+            scores=scores,
+            mask=flatten_steps(trace.scored) if likelihood.visits_steps else trace.scored.any(dim=0),
+            probes=probes,
+            steps=drawn_steps(count, wanted_steps, seed=seed, step=step, device=device),
+            old_logp=flatten_steps(trace.logp) if likelihood.behaviour and sampler_logp else None,
+            kept=torch.arange(len(scenes)),
+            size=micro_batch_scenes,
+            advantages=torch.zeros(len(rollout), device=device),
+            denominators=Denominators(0.0, 0.0, 1),
+        )
+
+    def logp(
+        self,
+        policy: Policy,
+        batch: UpdateBatch,
+        part: MicroBatch,
+        *,
+        record: RouterRecord | None = None,
+        keep_experts: bool = False,
+        entropy: bool = False,
+    ) -> tuple[TokenLogp, SceneContext]:
+        """Log-probabilities of a micro-batch's rollouts, and the context its scenes were encoded to."""
+        context = policy.encode(self.features.batch(policy, part.scenes))
+        found = self.likelihood(
+            policy,
+            context,
+            part.trace,
+            part.probes,
+            max_tokens=self.max_tokens,
+            entropy=entropy,
+            keep_experts=keep_experts,
+            steps=batch.steps,
+            record=record,
+        )
+        return found, context
