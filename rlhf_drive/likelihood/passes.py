@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_drive.likelihood.scoring import score_draws
+from rlhf_drive.likelihood.scoring import Scorer, draw_scores, score_draws
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
 
@@ -67,6 +67,7 @@ def score_rows(
     entropy: bool = False,
     keep_experts: bool = False,
     record: RouterRecord | None = None,
+    scorer: Scorer = draw_scores,
 ) -> RowScores:
     """Score all rows; values do not depend on how they are cut into passes.
 
@@ -84,13 +85,14 @@ def score_rows(
         entropy: Whether entropies are wanted.
         keep_experts: Whether the routing is wanted.
         record: Takes routing statistics of the first pass.
+        scorer: What is asked of each scored position's logits.
     """
     scenes, total = len(context), len(rows.state)
 
     def one_pass(part: StateRows, first: bool) -> Callable[[], tuple[Tensor, Tensor | None, Tensor | None]]:
         return _pass(
             policy, context, part, temperature, top_k,
-            entropy=entropy, keep_experts=keep_experts, record=record if first else None,
+            entropy=entropy, keep_experts=keep_experts, record=record if first else None, scorer=scorer,
         )  # fmt: skip
 
     if not 0 < max_rows < total:
@@ -120,6 +122,7 @@ def _pass(
     entropy: bool,
     keep_experts: bool,
     record: RouterRecord | None,
+    scorer: Scorer,
 ) -> Callable[[], tuple[Tensor, Tensor | None, Tensor | None]]:
     """One forward pass, as a call that checkpointing may repeat: the record then repeats its own choices, where a
     router on the brink could choose differently."""
@@ -128,7 +131,8 @@ def _pass(
 
     def call() -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = policy.action_features(rows.state, rows.time, context, rows.scored, routing)
-        logp, entropies = score_draws(policy, features, rows.action[rows.scored], temperature, top_k, entropy=entropy)
+        action = rows.action[rows.scored]
+        logp, entropies = score_draws(policy, features, action, temperature, top_k, entropy=entropy, scorer=scorer)
         empty = logp.new_zeros(rows.scored.shape)
         experts = routing.choices() if keep_experts and routing.logits else None
         if record is None:

@@ -6,6 +6,8 @@ rows, and each chunk is made again in the backward pass: features are kept, logi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -13,10 +15,21 @@ from torch.utils.checkpoint import checkpoint
 from rlhf_drive.likelihood.base import tempered_logp
 from rlhf_drive.policies.process import Denoiser
 
-__all__ = ["LOGITS_LIMIT", "score_draws", "tempered_entropy"]
+__all__ = ["LOGITS_LIMIT", "Scorer", "draw_scores", "score_draws", "tempered_entropy"]
+
+Scorer = Callable[[Tensor, Tensor, float, int, bool], tuple[Tensor, Tensor | None]]
+"""``(logits [M, V], action [M], temperature, top_k, entropy) -> (logp [M], entropy [M] or None)``."""
 
 LOGITS_LIMIT = 1 << 21
 """Most logits (rows times V) made at once; with gradients on, a pass with more keeps none of them."""
+
+
+def draw_scores(
+    logits: Tensor, action: Tensor, temperature: float, top_k: int, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of the actions themselves, and entropies if wanted: the `Scorer` of most estimators."""
+    logp = tempered_logp(logits, action, temperature, top_k)
+    return logp, tempered_entropy(logits, action, temperature, top_k) if entropy else None
 
 
 def score_draws(
@@ -28,6 +41,7 @@ def score_draws(
     *,
     entropy: bool = False,
     limit: int = LOGITS_LIMIT,
+    scorer: Scorer = draw_scores,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of M draws, and the entropy of the distributions they count as drawn from.
 
@@ -39,6 +53,7 @@ def score_draws(
         top_k: Support they were drawn from; 0 means all.
         entropy: Whether entropies are wanted.
         limit: Most logits made at once; values and gradients do not depend on it.
+        scorer: What is asked of the logits; `action` is passed on to it.
 
     Returns:
         Log-probabilities ``[M]`` and entropies ``[M]`` (or None), nats, in float32 or wider.
@@ -48,9 +63,7 @@ def score_draws(
     """
 
     def score(part: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = policy.logits(part)
-        logp = tempered_logp(logits, drawn, temperature, top_k)
-        return logp, tempered_entropy(logits, drawn, temperature, top_k) if entropy else None
+        return scorer(policy.logits(part), drawn, temperature, top_k, entropy)
 
     rows = max(1, limit // policy.vocab_size)
     if len(features) <= rows:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_drive.errors import DataError
 from rlhf_drive.likelihood.base import Probes, TokenLogp, flatten_steps
 from rlhf_drive.likelihood.passes import RowScores, StateRows, score_rows
+from rlhf_drive.likelihood.scoring import Scorer, draw_scores
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
 from rlhf_drive.policies.trace import DecodeTrace
@@ -29,10 +30,14 @@ class TraceLikelihood:
 
     The states of all steps go through the network together, row (n, k) at ``n*K + k``, so that the rows of a scene
     stand next to each other and share its context; the head runs at scored positions only. Steps that score nothing
-    are left out. Where the trace holds the sampler's routing, it is replayed.
+    are left out. Where the trace holds the sampler's routing, it is replayed. Another `scorer` asks something else of
+    the same logits.
     """
 
     name, has_ratio, visits_steps, behaviour = "trace", True, True, True
+
+    def __init__(self, scorer: Scorer = draw_scores) -> None:
+        self.scorer = scorer
 
     def probe_shape(self, length: int) -> None:
         """None: the trace itself says where to look."""
@@ -64,7 +69,7 @@ class TraceLikelihood:
         max_rows = 0 if max_tokens <= 0 else max(1, max_tokens // trace.state.shape[-1])
         return _score(
             policy, context, trace, _visited(trace, steps),
-            max_rows=max_rows, entropy=entropy, keep_experts=keep_experts, record=record,
+            max_rows=max_rows, entropy=entropy, keep_experts=keep_experts, record=record, scorer=self.scorer,
         )  # fmt: skip
 
 
