@@ -21,7 +21,6 @@ from torch import nn
 
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.policies.adapters import ADAPTER, adapter_layers, adapter_state
-from rlhf_drive.policies.moe import SparseMoE
 from rlhf_drive.policies.policy import Policy
 from rlhf_drive.policies.transformer import DecoderLayer, SelfAttention
 
@@ -121,8 +120,8 @@ def _attention_linears(policy: Policy) -> list[str]:
 
 def _expert_weights(policy: Policy) -> list[str]:
     """Names of the weights ``[E, in, out]`` of all routed experts."""
-    layers = [name for name, module in policy.named_modules() if isinstance(module, SparseMoE)]
-    return [f"{name}.{weight}" for name in layers for weight in EXPERT_WEIGHTS]
+    layers = [name for name, module in policy.named_modules() if isinstance(module, DecoderLayer)]
+    return [f"{name}.moe.{weight}" for name in layers for weight in EXPERT_WEIGHTS]
 
 
 def _inject(policy: Policy, settings: LoraSettings, modules: list[str], parameters: list[str]) -> None:
@@ -131,9 +130,9 @@ def _inject(policy: Policy, settings: LoraSettings, modules: list[str], paramete
     except ImportError as error:
         raise ConfigError("LoRA needs the package peft. " + _install()) from error
     for module in policy.modules():
-        if isinstance(module, SparseMoE):
+        if isinstance(module, DecoderLayer):
             # PEFT takes 3-D weights for [E, out, in] unless told; then A would act on the expert's output.
-            vars(module)["is_transposed"] = True
+            vars(module.moe)["is_transposed"] = True
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, bias="none",
         target_modules=modules, target_parameters=parameters,
