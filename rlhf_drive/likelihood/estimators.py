@@ -8,6 +8,7 @@ from rlhf_drive.errors import UnknownNameError, did_you_mean
 from rlhf_drive.likelihood.base import LikelihoodEstimator
 from rlhf_drive.likelihood.coupled import coupled_likelihood
 from rlhf_drive.likelihood.elbo import elbo_likelihood
+from rlhf_drive.likelihood.marginal import MarginalLikelihood
 from rlhf_drive.likelihood.mean_field import MeanFieldLikelihood
 from rlhf_drive.likelihood.random_mask import random_mask_likelihood
 from rlhf_drive.likelihood.sandwich import sandwich_likelihood
@@ -17,6 +18,7 @@ __all__ = ["ESTIMATORS", "make_likelihood"]
 
 ESTIMATORS: Mapping[str, Callable[..., LikelihoodEstimator]] = {
     "trace": lambda draws, antithetic: TraceLikelihood(),
+    "marginal": lambda draws, antithetic: MarginalLikelihood(),
     "mean_field": lambda draws, antithetic: MeanFieldLikelihood(),
     "coupled": lambda draws, antithetic: coupled_likelihood(draws),
     "elbo": elbo_likelihood,
