@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_drive.errors import DataError
 from rlhf_drive.likelihood.base import Probes, TokenLogp, flatten_steps
 from rlhf_drive.likelihood.passes import RowScores, StateRows, score_rows
+from rlhf_drive.likelihood.prefix import at_steps, whole_plan
 from rlhf_drive.likelihood.scoring import Scorer, draw_scores
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
@@ -31,7 +32,7 @@ class TraceLikelihood:
     The states of all steps go through the network together, row (n, k) at ``n*K + k``, so that the rows of a scene
     stand next to each other and share its context; the head runs at scored positions only. Steps that score nothing
     are left out. Where the trace holds the sampler's routing, it is replayed. Another `scorer` asks something else of
-    the same logits.
+    the same logits. An autoregressive trace is one state, the finished plan (:mod:`rlhf_drive.likelihood.prefix`).
     """
 
     name, has_ratio, visits_steps, behaviour = "trace", True, True, True
@@ -97,6 +98,9 @@ def trace_logp(policy: Denoiser, context: Any, trace: DecodeTrace, *, max_rows: 
 
 def _score(policy: Denoiser, context: Any, trace: DecodeTrace, visited: Tensor, **options: Any) -> TokenLogp:
     """The visited steps scored in their places; `options` of `score_rows`."""
+    if trace.prefix:
+        whole = whole_plan(trace, policy.vocab_size, visited)
+        return at_steps(_score(policy, context, whole, _visited(whole, None), **options), trace, visited)
     if not len(visited):
         blank = torch.zeros(len(trace), len(trace.time) * trace.state.shape[-1], device=trace.state.device)
         return TokenLogp(blank, blank.bool(), blank if options.get("entropy") else None)
