@@ -27,7 +27,7 @@ SCENES = "scenes.json"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one forward pass of the update saw: n rows of some scenes. Holds detached references, so it costs nothing."""
+    """What one forward pass of the update saw: n rows of some scenes. Only references, detached: it costs nothing."""
 
     step: int
     """0-based; the folder is named by ``step + 1``, as the metrics are."""

@@ -98,8 +98,9 @@ class FrozenReference:
         try:
             self._policy.load_state_dict(dict(state))
         except RuntimeError as error:
+            reason = " ".join(str(error).split()).rstrip(". ")
             raise CheckpointError(
-                f"The reference policy of the checkpoint does not fit: {error}. Resume with the run's own recipe."
+                f"The reference policy of the checkpoint does not fit: {reason}. Resume with the run's own recipe."
             ) from None
         self._moved = True
 

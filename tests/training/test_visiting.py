@@ -1,0 +1,189 @@
+"""Which scenes are visited: uniform is the scene order, informative follows what scenes teach and forgets none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rlhf_drive.errors import CheckpointError, ConfigError
+from rlhf_drive.training.schedule import scene_order
+from rlhf_drive.training.visiting import FLOOR, SceneVisits, VisitState, choose_informative, longest_wait
+
+
+def simulate(visits: SceneVisits, probability: np.ndarray, steps: range, number: int) -> list[list[int]]:
+    """Scene s differs with ``probability[s]`` at each visit, whatever was visited before."""
+    history = []
+    for step in steps:
+        chosen = visits.choose(step, number)
+        draws = np.random.Generator(np.random.Philox(key=[99, step])).random(len(probability))
+        visits.saw(step, chosen, [bool(draws[s] < probability[s]) for s in chosen])
+        history.append(chosen)
+    return history
+
+
+@pytest.mark.parametrize(("count", "number"), [(10, 4), (7, 3), (3, 8), (1, 2), (38, 16)])
+def test_uniform_is_the_scene_order(count: int, number: int) -> None:
+    visits = SceneVisits("uniform", count, seed=5)
+    for step in range(12):
+        assert visits.choose(step, number) == scene_order(5, step, count, number)
+        visits.saw(step, list(range(count)), [step % 2 == 0] * count)  # what came of it does not matter
+
+
+@pytest.mark.parametrize("mode", ["uniform", "informative"])
+def test_further_scenes_are_fresh_and_keyed(mode: str) -> None:
+    def chosen(seed: int, step: int, taken: list[int], number: int = 4) -> list[int]:
+        visits = SceneVisits(mode, 20, seed)
+        visits.saw(0, list(range(20)), [True] * 20)
+        return visits.choose(step, number, set(taken))
+
+    base = [3, 1, 4, 15, 9]
+    found = chosen(0, 7, base)
+    assert len(set(found)) == 4
+    assert not set(found) & set(base)
+    assert chosen(0, 7, base[::-1]) == found
+    others = [chosen(1, 7, base), chosen(0, 8, base), chosen(0, 7, [*base, found[0]])]
+    assert all(other != found for other in others)
+    assert sorted(chosen(0, 7, list(range(18)))) == [18, 19]  # no more are left
+    assert chosen(0, 7, list(range(20))) == []
+    # All the rest is as likely: 400 draws of 4 of 15, expected 106.7 each, standard deviation 8.8.
+    counts = Counter(s for step in range(400) for s in chosen(0, step, base))
+    assert set(counts) == set(range(20)) - set(base)
+    assert all(abs(c - 400 * 4 / 15) < 4 * math.sqrt(400 * 4 / 15 * 11 / 15) for c in counts.values())
+
+
+@pytest.mark.parametrize(("count", "number"), [(23, 4), (10, 10), (40, 7)])
+def test_every_scene_is_seen_before_one_comes_twice(count: int, number: int) -> None:
+    visits = SceneVisits("informative", count, seed=2)
+    history = simulate(visits, np.zeros(count), range(math.ceil(count / number)), number)
+    flat = [s for chosen in history for s in chosen]
+    assert sorted(flat[:count]) == list(range(count))
+    assert flat[:count] == scene_order(2, 0, count, count)  # as the uniform order has it
+    assert all(len(set(chosen)) == number for chosen in history)
+
+
+def test_unseen_scenes_also_come_first_as_replacements() -> None:
+    visits = SceneVisits("informative", 12, seed=0)
+    batch = visits.choose(0, 4)
+    more = visits.choose(0, 3, set(batch))
+    assert batch + more == scene_order(0, 0, 12, 12)[:7]
+    visits.saw(0, batch + more, [True] * 7)
+    assert visits.choose(1, 5) == scene_order(0, 0, 12, 12)[7:]
+
+
+def test_estimate_by_hand() -> None:
+    # 1, then x + 0.3 (outcome - x): 1, 0.7, 0.49, 0.343 + 0.3 = 0.643; a scene not visited stays at 1.
+    state = VisitState.fresh(2)
+    for step, differed in enumerate([True, False, False, True]):
+        state = state.recorded(step, [0], [differed])
+    assert state.estimate.tolist() == pytest.approx([0.643, 1.0], abs=1e-12)
+    assert (state.visits.tolist(), state.last.tolist()) == ([4, 0], [3, -1])
+
+
+def test_frequencies_are_the_expected_ones() -> None:
+    """One scene a step and fixed estimates: a quarter of the steps go in turn, the others by ``estimate / sum``."""
+    estimate = np.array([1.0, 0.5, 0.25, 0.25, 0.01, 0.0])
+    count, steps = len(estimate), 24_000
+    state = VisitState(estimate, np.ones(count, np.int64), np.zeros(count, np.int64))
+    counts = Counter(choose_informative(state, 3, step, 1)[0] for step in range(steps))
+    expected = FLOOR / count + (1 - FLOOR) * estimate / estimate.sum()
+    for scene in range(count):
+        weighted = (1 - FLOOR) * estimate[scene] / estimate.sum()
+        deviation = math.sqrt(steps * weighted * (1 - weighted)) + 1
+        assert abs(counts[scene] - steps * expected[scene]) < 4 * deviation, scene
+
+
+def test_several_a_step_are_drawn_without_replacement() -> None:
+    """Pairs by weights 4, 2, 1, 1 without the turn: P(a, b) = w_a/8 w_b/(8 - w_a) + w_b/8 w_a/(8 - w_b)."""
+    state = VisitState(np.array([1.0, 0.5, 0.25, 0.25, 1.0]), np.ones(5, np.int64), np.zeros(5, np.int64))
+    weight = np.array([4.0, 2.0, 1.0, 1.0])
+    steps = 12_000
+    counts = Counter(tuple(sorted(choose_informative(state, 0, step, 2, {4}))) for step in range(steps))
+    for a in range(4):
+        for b in range(a + 1, 4):
+            p = weight[a] / 8 * weight[b] / (8 - weight[a]) + weight[b] / 8 * weight[a] / (8 - weight[b])
+            assert abs(counts[(a, b)] - steps * p) < 4 * math.sqrt(steps * p * (1 - p)), (a, b)
+    assert sum(counts.values()) == steps
+
+
+def test_informative_scenes_come_more_often() -> None:
+    """40 scenes, 8 a step, a quarter of which always differ, a quarter half of the time, a half never."""
+    probability = np.repeat([1.0, 0.5, 0.0], [10, 10, 20])
+    visits = SceneVisits("informative", 40, seed=1)
+    steps = range(600)
+    counts = Counter(s for chosen in simulate(visits, probability, steps, 8)[100:] for s in chosen)
+    share = [sum(counts[s] for s in kind) / (500 * 8) for kind in (range(10), range(10, 20), range(20, 40))]
+    # Never: of the turn half. Always and half of the time: the rest of it, and the other visits about as 1 to 0.5.
+    assert share[2] == pytest.approx(FLOOR / 2, abs=0.02)
+    assert share[0] == pytest.approx(FLOOR / 4 + (1 - FLOOR) * 2 / 3, abs=0.06)
+    assert share[1] == pytest.approx(FLOOR / 4 + (1 - FLOOR) / 3, abs=0.06)
+    uniform = np.mean(probability)
+    differing = share[0] + 0.5 * share[1]
+    assert uniform == pytest.approx(0.375)
+    assert differing > 1.8 * uniform  # informative groups a step
+
+
+def test_what_changes_is_noticed() -> None:
+    """Scenes that stop to teach make room for those that begin to."""
+    visits = SceneVisits("informative", 20, seed=0)
+    first = np.repeat([1.0, 0.0], 10)
+    simulate(visits, first, range(60), 5)
+    late = simulate(visits, 1.0 - first, range(60, 160), 5)[40:]
+    counts = Counter(s for chosen in late for s in chosen)
+    assert sum(counts[s] for s in range(10, 20)) > 4 * sum(counts[s] for s in range(10))
+
+
+@pytest.mark.parametrize(("count", "number"), [(20, 4), (33, 5), (9, 1), (16, 16), (5, 8), (50, 3)])
+@pytest.mark.parametrize("kind", ["nothing", "one", "all"])
+def test_no_scene_starves(count: int, number: int, kind: str) -> None:
+    probability = {"nothing": np.zeros(count), "one": np.eye(count)[0], "all": np.ones(count)}[kind]
+    bound = longest_wait(count, number)
+    steps = 4 * bound
+    history = simulate(SceneVisits("informative", count, seed=7), probability, range(steps), number)
+    assert all(len(chosen) == number for chosen in history)
+    longest = 0
+    for scene in range(count):
+        at = [-1, *(step for step, chosen in enumerate(history) if scene in chosen), steps]
+        longest = max(longest, *np.diff(at).tolist())
+    assert longest <= bound
+    # ceil(20 / 4) + ceil(39 / (4 * 0.25)) + 1
+    assert longest_wait(20, 4) == 5 + 39 + 1
+
+
+def test_resumed_from_json_it_goes_on_to_the_bit() -> None:
+    probability = np.linspace(0, 1, 17)
+    whole, first = SceneVisits("informative", 17, seed=4), SceneVisits("informative", 17, seed=4)
+    expected = simulate(whole, probability, range(40), 5)
+    found = simulate(first, probability, range(23), 5)
+    text = json.dumps(first.state())
+    resumed = SceneVisits("informative", 17, seed=4)
+    resumed.restore(json.loads(text))
+    found += simulate(resumed, probability, range(23, 40), 5)
+    assert found == expected
+    assert resumed.state() == whole.state()
+    assert resumed.metrics(39) == whole.metrics(39)
+    fresh = SceneVisits("informative", 17, seed=4)
+    fresh.restore({})
+    assert fresh.state() == SceneVisits("informative", 17, seed=4).state()
+    assert simulate(SceneVisits("informative", 17, seed=5), probability, range(23, 40), 5) != expected[23:]
+
+
+def test_metrics_by_hand() -> None:
+    visits = SceneVisits("uniform", 4, seed=0)
+    assert visits.metrics(0) == {"visits/unseen_frac": 1.0}
+    visits.saw(0, [2, 3], [True, False])
+    visits.saw(5, [3], [False])
+    # scene 2 stays at 1; scene 3: 0.7, then 0.49
+    expected = {"visits/unseen_frac": 0.5, "visits/estimate": (1.0 + 0.49) / 2, "visits/longest_wait": 5.0}
+    assert visits.metrics(5) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bad_use_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rl.scene_visits = 'informativ' does not exist. Did you mean 'informative'"):
+        SceneVisits("informativ", 3, 0)
+    state = SceneVisits("informative", 3, 0).state()
+    with pytest.raises(CheckpointError, match="visits of 3 scenes, but 4 are trained on"):
+        SceneVisits("informative", 4, 0).restore(state)
