@@ -100,17 +100,21 @@ def choose_informative(
     count = len(state.visits)
     if not taken and number > count:
         return [*range(count), *choose_informative(state, seed, step, number - count)]
-    chosen = [s for s in scene_order(seed, 0, count, count) if state.visits[s] == 0 and s not in taken][:number]
+    open_ = np.ones(count, dtype=np.bool_)
+    open_[list(taken)] = False
+    order = np.array(scene_order(seed, 0, count, count)) if (state.visits == 0).any() else np.zeros(0, np.int64)
+    chosen: list[int] = order[(open_ & (state.visits == 0))[order]][:number].tolist()
     free = number - len(chosen)
     if free and not taken:
         first, last = math.floor(step * number * FLOOR), math.floor((step + 1) * number * FLOOR)
         turn = dict.fromkeys(scene_order(seed, position, count, 1)[0] for position in range(first, last))
         chosen += [s for s in turn if s not in chosen][:free]
-    excluded = {*taken, *chosen}
-    rest = np.array([s for s in range(count) if s not in excluded], dtype=np.int64)
+    open_[chosen] = False
+    rest = np.flatnonzero(open_)
     weight = np.maximum(state.estimate[rest], LEAST)
     keys = np.log1p(-_generator(seed, step, len(taken), WEIGHTED).random(count)[rest]) / weight
-    return chosen + rest[np.argsort(-keys, kind="stable")][: number - len(chosen)].tolist()
+    drawn: list[int] = rest[np.argsort(-keys, kind="stable")][: number - len(chosen)].tolist()
+    return chosen + drawn
 
 
 def longest_wait(count: int, number: int) -> int:
