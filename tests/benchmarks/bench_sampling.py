@@ -30,7 +30,7 @@ AGREEMENT = 1e-3
 
 
 class Reencoding:
-    """A policy that encodes its scenes at every question; `scenes` are those it is asked about, or one for every row."""
+    """A policy that encodes its scenes anew at every question: those it is sampled in, or one for every row."""
 
     def __init__(self, policy: Policy, scenes: ObservationBatch) -> None:
         self.policy, self.scenes, self.vocab_size = policy, scenes, policy.vocab_size

@@ -153,7 +153,7 @@ def test_replayed_routing_is_the_samplers_when_the_router_has_moved() -> None:
     assert trace.experts is not None
     assert torch.equal(before.experts, trace.experts)
     for layer in policy.decoder.layers:
-        layer.moe.router.weight.copy_(layer.moe.router.weight.roll(1, dims=0))  # type: ignore[union-attr,operator]
+        layer.moe.router.weight.copy_(layer.moe.router.weight.roll(1, dims=0))
     free = TraceLikelihood()(policy, context, replace(trace, experts=None), keep_experts=True)
     assert free.experts is not None
     assert (free.experts != trace.experts).float().mean() > 0.5

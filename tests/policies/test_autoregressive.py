@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from oracles.tabular import CausalTable, all_outcomes
 from oracles.tiny_policy import ARCHITECTURE, observation
 
 from rlhf_drive.errors import ConfigError
-from rlhf_drive.policies import DecodeTrace, Decoding, Policy, TrajectoryTokenizer
+from rlhf_drive.policies import Architecture, DecodeTrace, Decoding, Policy, TrajectoryTokenizer
 from rlhf_drive.policies.autoregressive import CachedDenoiser, sample, sft_loss
 from rlhf_drive.policies.masked import draw
 from rlhf_drive.policies.moe import RouterRecord
@@ -24,11 +25,11 @@ ALL_EXPERTS = replace(ARCHITECTURE, experts_per_token=ARCHITECTURE.num_experts)
 
 
 def build(
-    encoding: str = "displacements", architecture: object = ARCHITECTURE, process: str = "autoregressive"
+    encoding: str = "displacements", architecture: Architecture = ARCHITECTURE, process: str = "autoregressive"
 ) -> Policy:
     """A policy whose weights have all moved away from their start, so that nothing is hidden by a zero."""
     torch.manual_seed(3)
-    policy = Policy(architecture, TrajectoryTokenizer(encoding, -5.0, 20.0, 0.1), process)  # type: ignore[arg-type]
+    policy = Policy(architecture, TrajectoryTokenizer(encoding, -5.0, 20.0, 0.1), process)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -55,10 +56,10 @@ def decode(policy: Policy, context: SceneContext, rows: int, **options: float) -
     return policy.process.sample(policy, context, uniforms(rows), decoding, keep_experts=True)
 
 
-def whole_logits(policy: Policy, context: SceneContext, state: torch.Tensor, **options: object) -> torch.Tensor:
+def whole_logits(policy: Policy, context: SceneContext, state: torch.Tensor, **options: Any) -> torch.Tensor:
     """``[N, L, V]`` of one forward over whole states."""
     everywhere = torch.ones_like(state, dtype=torch.bool)
-    logits = policy.action_logits(state, torch.zeros(len(state)), context, everywhere, **options)  # type: ignore[arg-type]
+    logits = policy.action_logits(state, torch.zeros(len(state)), context, everywhere, **options)
     return logits.view(*state.shape, -1)
 
 
@@ -151,12 +152,12 @@ def test_routing_of_the_sampler_is_that_of_the_finished_plan(policy: Policy, con
     # A network without memory is asked for whole states; the last one holds all positions' routing.
     plain = Forgetful(policy)
     assert not isinstance(plain, CachedDenoiser)
-    again = sample(plain, context, uniforms(6), Decoding(L, "causal", 1.0, 0), keep_experts=True)  # type: ignore[arg-type]
+    again = sample(plain, context, uniforms(6), Decoding(L, "causal", 1.0, 0), keep_experts=True)
     assert again.experts is not None
     assert torch.equal(again.experts, trace.experts)
     assert torch.equal(again.tokens, trace.tokens)
     assert again.rows(torch.tensor([4, 1])).experts is not None
-    assert torch.equal(again.rows(torch.tensor([4, 1])).experts, trace.experts[:, [4, 1]])  # type: ignore[arg-type]
+    assert torch.equal(again.rows(torch.tensor([4, 1])).experts, trace.experts[:, [4, 1]])
 
 
 class Forgetful:
