@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["LIKELIHOODS", "PROBED", "likelihoods_of", "refusal", "steps_refusal"]
+__all__ = ["LIKELIHOODS", "PROBED", "draws_refusal", "likelihoods_of", "refusal", "replay_refusal", "steps_refusal"]
 
 LIKELIHOODS = ("trace", "marginal", "mean_field", "coupled", "elbo", "random_mask", "sandwich")
 """Likelihoods by name; the first is the exact one and fits every process."""
@@ -16,6 +16,11 @@ PROBED = ("coupled", "elbo", "random_mask", "sandwich")
 """Those that average over drawn masks, and so take a number of draws."""
 STEPPED = ("trace", "marginal")
 """Those that visit the decode steps, so that some of the steps can be drawn."""
+
+PAIRED = ("elbo", "sandwich")
+"""Those whose masks can be drawn in complementary pairs; `coupled` always draws pairs."""
+OWN_STATES = ("trace", "marginal", "mean_field")
+"""Those that look at states which the sampler visited, so that its routing can be replayed in them."""
 
 _NO_MASKS = {
     "flow": "a flow policy's states are noisy plans: it was never trained on hidden tokens",
@@ -100,3 +105,30 @@ def steps_refusal(likelihood: str, loss_type: str, importance_sampling_level: st
             "needs the ratios of all slots together; set likelihood_steps to 0 or importance_sampling_level to 'token'."
         )
     return None
+
+
+def draws_refusal(likelihood: str, draws: int, antithetic: bool) -> str | None:
+    """Why `likelihood_draws` and `likelihood_antithetic` do not fit a likelihood; None if they do.
+
+    Args:
+        likelihood: One of `LIKELIHOODS`.
+        draws: Masks (pairs of them for `coupled`) that are averaged; ignored by likelihoods that draw none.
+        antithetic: Whether masks come in complementary pairs.
+    """
+    if not antithetic:
+        return None
+    if likelihood not in PAIRED:
+        return f"likelihood_antithetic pairs the masks of {' and '.join(PAIRED)}; for {likelihood!r} set it to false."
+    if draws % 2:
+        return f"likelihood_antithetic pairs masks, so likelihood_draws must be even; got {draws}."
+    return None
+
+
+def replay_refusal(likelihood: str) -> str | None:
+    """Why the sampler's routing cannot be replayed (`router: replay`) in a likelihood's passes; None if it can."""
+    if likelihood in OWN_STATES or likelihood not in LIKELIHOODS:
+        return None
+    return (
+        f"router 'replay' repeats the sampler's experts, and likelihood {likelihood!r} looks at states that the "
+        f"sampler did not visit; use router 'record', or one of: {', '.join(OWN_STATES)}."
+    )

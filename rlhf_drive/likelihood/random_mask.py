@@ -1,8 +1,8 @@
 """One random share of hidden tokens per rollout (UniGRPO of MMaDA, 2505.15809).
 
-A share ``t`` of the tokens is hidden, the hidden ones are scored, and their mean is the log-probability per token. Times
-L it stands for ``log p(y)``, so a hidden token weighs ``L / |m|``. Several draws take evenly spaced shares from one
-random start, ``t_j = (t_0 + j / n) mod 1``, the paper's structured noising: each share is uniform in [0, 1), and
+A share ``t`` of the tokens is hidden, the hidden ones are scored, and their mean is the log-probability per token.
+Times L it stands for ``log p(y)``, so a hidden token weighs ``L / |m|``. Several draws take evenly spaced shares from
+one random start, ``t_j = (t_0 + j / n) mod 1``, the paper's structured noising: each share is uniform in [0, 1), and
 together they cover it.
 
 Tokens are hidden one by one, so that |m| is uniform over 0 … L. Where nothing would be hidden the token nearest to it

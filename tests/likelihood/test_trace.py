@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from oracles.tabular import (
 
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.likelihood import flatten_steps, trace_logp
+from rlhf_drive.likelihood.trace import TraceLikelihood
 from rlhf_drive.policies.masked import sample
 from rlhf_drive.policies.process import DECODE_ORDERS, Decoding
 
@@ -221,3 +223,85 @@ def test_greedy_trace_has_no_likelihood(policy: TabularDenoiser) -> None:
     trace = scheduled_trace(_plans(), [[0], [1], [2]], V, temperature=0.0)
     with pytest.raises(ConfigError, match=r"rollout\.temperature"):
         trace_logp(policy, SCENES, trace)
+
+
+def test_estimator_equals_the_function_and_gives_entropies(policy: TabularDenoiser) -> None:
+    trace = scheduled_trace(_plans(), [[1], [2], [0]], V, temperature=0.8, top_k=2)
+    found = TraceLikelihood()(policy, SCENES, trace, entropy=True)
+    logp, mask = trace_logp(policy, SCENES, trace)
+    assert torch.equal(found.logp, logp)
+    assert torch.equal(found.mask, mask)
+    assert found.entropy is not None
+    assert bool((found.entropy[~mask] == 0).all())
+    for n in (0, 31):
+        for k, positions in enumerate([[1], [2], [0]]):
+            row = distribution(policy, n // 27, trace.state[k, n].tolist(), positions[0], 0.8, 2)
+            if row[int(trace.action[k, n, positions[0]])] == 0.0:
+                continue  # the action joins the support: tested by hand with the entropy itself
+            expected = -sum(p * math.log(p) for p in row if p > 0)
+            assert found.entropy[n, k * L + positions[0]].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("max_tokens", "rows"), [(20 * L + 2, 20), (101 * L, 100), (162 * L, 162)])
+def test_passes_are_bounded_in_tokens_and_computed_again(policy: TabularDenoiser, max_tokens: int, rows: int) -> None:
+    trace = scheduled_trace(_plans(), [[1], [2], [0]], V, temperature=0.8)
+    weights = torch.linspace(-1, 1, 54 * 9, dtype=torch.float64).view(54, 9)
+    packed = TraceLikelihood()(policy, SCENES, trace, entropy=True)
+    assert packed.entropy is not None
+    (packed_grad,) = torch.autograd.grad(((packed.logp + packed.entropy) * weights).sum(), policy.table)
+    policy.calls.clear()
+    found = TraceLikelihood()(policy, SCENES, trace, entropy=True, max_tokens=max_tokens)
+    assert found.entropy is not None
+    passes = len(policy.calls)
+    assert max(size for size, _ in policy.calls) <= rows
+    assert passes == -(-162 // rows)
+    (grad,) = torch.autograd.grad(((found.logp + found.entropy) * weights).sum(), policy.table)
+    torch.testing.assert_close(found.logp, packed.logp, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.entropy, packed.entropy, rtol=0, atol=1e-12)
+    torch.testing.assert_close(grad, packed_grad, rtol=0, atol=1e-12)
+    assert len(policy.calls) == (2 * passes if passes > 1 else 1)
+    with torch.no_grad():
+        policy.calls.clear()
+        TraceLikelihood()(policy, SCENES, trace, max_tokens=max_tokens)
+    assert len(policy.calls) == passes
+
+
+def test_steps_not_asked_for_are_not_evaluated(policy: TabularDenoiser) -> None:
+    trace = scheduled_trace(_plans(), [[1], [2], [0]], V)
+    full = TraceLikelihood()(policy, SCENES, trace, entropy=True)
+    policy.calls.clear()
+    found = TraceLikelihood()(policy, SCENES, trace, steps=torch.tensor([2, 0]), entropy=True)
+    assert policy.calls == [(2 * 54, 2 * 54)]
+    chosen = torch.tensor([True, False, True]).repeat_interleave(L)
+    assert torch.equal(found.mask, full.mask & chosen)
+    torch.testing.assert_close(found.logp, torch.where(chosen, full.logp, 0.0), rtol=0, atol=1e-12)
+    assert full.entropy is not None
+    assert found.entropy is not None
+    torch.testing.assert_close(found.entropy, torch.where(chosen, full.entropy, 0.0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_drawn_steps_are_unbiased_for_sums_of_token_terms_and_not_for_products(policy: TabularDenoiser, m: int) -> None:
+    """All subsets of m of K = 3 steps, each slot weighed K/m: the mean of a clipped token objective is the full one."""
+    new = TabularDenoiser(num_scenes=2, length=L, vocab_size=V, seed=1)
+    trace = scheduled_trace(_plans(), [[1], [2], [0]], V)
+    trace_likelihood, advantage = TraceLikelihood(), torch.linspace(-1, 1, 54, dtype=torch.float64)[:, None]
+
+    def ratios(steps: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        live, old = (trace_likelihood(p, SCENES, trace, steps=steps) for p in (new, policy))
+        return (live.logp - old.logp).exp().detach(), live.mask
+
+    def token_objective(steps: torch.Tensor | None) -> torch.Tensor:
+        ratio, mask = ratios(steps)
+        term = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        return torch.where(mask, term, 0.0).sum(1) * (1 if steps is None else 3 / len(steps))
+
+    def rollout_ratio(steps: torch.Tensor | None) -> torch.Tensor:
+        ratio, mask = ratios(steps)
+        return torch.where(mask, ratio.log(), 0.0).sum(1).mul(1 if steps is None else 3 / len(steps)).exp()
+
+    subsets = [torch.tensor(chosen) for chosen in itertools.combinations(range(3), m)]
+    mean = torch.stack([token_objective(chosen) for chosen in subsets]).mean(0)
+    torch.testing.assert_close(mean, token_objective(None), rtol=0, atol=1e-12)
+    products = torch.stack([rollout_ratio(chosen) for chosen in subsets]).mean(0)
+    assert float((products - rollout_ratio(None)).abs().mean()) > 0.1
