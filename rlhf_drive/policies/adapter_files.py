@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from rlhf_drive.errors import CheckpointError, ConfigError
-from rlhf_drive.policies.adapters import adapter_state, base_state, load_adapter_state
+from rlhf_drive.policies.adapters import adapter_state, base_state
 from rlhf_drive.policies.checkpoints import (
     FORMAT,
     complete_description,
     describe_difference,
     read_manifest_file,
     read_tensors,
+    restore_adapters,
     write_tensors,
 )
-from rlhf_drive.policies.lora import LoraSettings, add_lora, lora_settings
+from rlhf_drive.policies.lora import LoraSettings, lora_settings
 from rlhf_drive.policies.policy import Policy
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -69,8 +70,9 @@ def load_adapter(base: Policy, folder: Path | str) -> Policy:
         The same policy; it also remembers the scenes that the adapters learned from.
 
     Raises:
-        CheckpointError: Missing or damaged file, or another base: the message names every difference.
-        ConfigError: PEFT is not installed, or `base` has adapters.
+        CheckpointError: PEFT is not installed, a file is missing or damaged, or this is another base: the message names
+            every difference.
+        ConfigError: `base` has adapters.
     """
     folder = Path(folder)
     path = folder / ADAPTER_MANIFEST
@@ -84,8 +86,7 @@ def load_adapter(base: Policy, folder: Path | str) -> Policy:
     if lora_settings(base) is not None:
         raise ConfigError(f"The policy has adapters already; {folder} needs its base without any.")
     _check_base(base, described, manifest["base"]["weights"], folder)
-    add_lora(base, settings)
-    load_adapter_state(base, tensors, str(folder / ADAPTER_WEIGHTS))
+    restore_adapters(base, settings, tensors, folder / ADAPTER_WEIGHTS)
     base.trained_on |= frozenset(manifest.get("trained_on", ()))
     return base
 

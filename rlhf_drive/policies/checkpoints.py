@@ -30,6 +30,7 @@ __all__ = [
     "read_manifest_file",
     "read_tensors",
     "replace_folder",
+    "restore_adapters",
     "restore_folder",
     "save_policy",
     "sha256",
@@ -219,10 +220,22 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
         )
     policy.load_state_dict(weights)
     if "lora" in described:
-        add_lora(policy, LoraSettings(**described["lora"]))
-        load_adapter_state(policy, adapters, str(folder / WEIGHTS))
+        restore_adapters(policy, LoraSettings(**described["lora"]), adapters, folder / WEIGHTS)
     policy.trained_on = frozenset(manifest.get("trained_on", ()))
     return policy.to(device)
+
+
+def restore_adapters(policy: Policy, settings: LoraSettings, state: Mapping[str, Tensor], path: Path) -> None:
+    """Add adapters to `policy` and fill them with what the file at `path` holds.
+
+    Raises:
+        CheckpointError: They cannot be added, as where PEFT is not installed, or do not fit.
+    """
+    try:
+        add_lora(policy, settings)
+    except (TypeError, RlhfDriveError) as error:
+        raise CheckpointError(f"The adapters of {path} cannot be used: {error}") from error
+    load_adapter_state(policy, state, str(path))
 
 
 def check_same(found: Policy, expected: Policy, what: str, advice: str = "") -> None:

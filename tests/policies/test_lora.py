@@ -3,76 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from oracles.tiny_policy import ARCHITECTURE, observation
+from oracles.adapted_policy import BASE, BATCH, SETTINGS, adapted, logits, same_bits
 from torch import Tensor
 
-from rlhf_drive.errors import CheckpointError, ConfigError
+from rlhf_drive.errors import ConfigError
 from rlhf_drive.likelihood.trace import trace_logp
-from rlhf_drive.policies import (
-    Architecture,
-    Decoding,
-    LoraSettings,
-    Policy,
-    TrajectoryTokenizer,
-    add_lora,
-    disable_adapter,
-    load_adapter,
-    load_policy,
-    masked,
-    merged,
-    processes,
-    save_adapter,
-    save_policy,
-)
+from rlhf_drive.policies import Decoding, LoraSettings, add_lora, disable_adapter, masked, merged
 from rlhf_drive.policies.adapters import adapter_state, base_state
 from rlhf_drive.policies.lora import lora_settings
 from rlhf_drive.policies.moe import RouterRecord, SparseMoE
-
-SETTINGS = LoraSettings(rank=4, alpha=6.0, experts=True)
-TOKENIZER = TrajectoryTokenizer("displacements", -5.0, 15.0, 0.5)
-STATE = torch.randint(0, TOKENIZER.vocab_size + 1, (6, 16), generator=torch.Generator().manual_seed(0))
-
-
-def make(
-    seed: int = 3, architecture: Architecture = ARCHITECTURE, tokenizer: TrajectoryTokenizer = TOKENIZER,
-    process: str = "masked",
-) -> Policy:  # fmt: skip
-    torch.manual_seed(seed)
-    return Policy(architecture, tokenizer, process).eval()
-
-
-BASE = make()
-BATCH = BASE.batch([observation(0), observation(1, agents=2)])
-
-
-def adapted(settings: LoraSettings = SETTINGS, moved: float = 0.1) -> Policy:
-    """The base with adapters that have learned something."""
-    policy = add_lora(copy.deepcopy(BASE), settings, seed=5)
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for factor in adapter_state(policy).values():
-            factor.add_(moved * torch.randn(factor.shape, generator=generator))
-    return policy
-
-
-def logits(policy: Policy, record: RouterRecord | None = None) -> Tensor:
-    """``[6, 16, V]`` logits of partly hidden plans."""
-    everywhere = torch.ones_like(STATE, dtype=torch.bool)
-    return policy.action_logits(STATE, torch.zeros(6), policy.encode(BATCH), everywhere, record).view(6, 16, -1)
-
-
-def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("experts", [False, True])
@@ -269,119 +214,7 @@ def test_adapters_of_a_bfloat16_policy_are_float32() -> None:
     assert policy.decoder.layers[0].attention.qkv(x).dtype == torch.bfloat16
 
 
-def test_adapters_alone_come_back_to_the_bit_and_are_small(tmp_path: Path) -> None:
-    big = make(architecture=replace(ARCHITECTURE, d_model=128, expert_dim=128, num_experts=8))
-    policy = add_lora(copy.deepcopy(big), LoraSettings(2, 4.0, True), seed=1)
-    with torch.no_grad():
-        for factor in adapter_state(policy).values():
-            factor.add_(0.05 * torch.randn_like(factor))
-    policy.trained_on = frozenset({"00112233aabb"})
-    save_adapter(policy, tmp_path / "adapter", info={"step": 7})
-    big.trained_on = frozenset({"ffeeddccbbaa"})
-    back = load_adapter(big, tmp_path / "adapter")
-    assert back is big
-    assert same_bits(dict(back.state_dict()), dict(policy.state_dict()))
-    assert torch.equal(logits(back), logits(policy))
-    assert back.trained_on == {"00112233aabb", "ffeeddccbbaa"}
-    assert json.loads((tmp_path / "adapter" / "adapter.json").read_text())["info"] == {"step": 7}
-    save_policy(policy, tmp_path)
-    files = [tmp_path / "adapter" / "adapter.safetensors", tmp_path / "policy.safetensors"]
-    small, whole = (file.stat().st_size for file in files)
-    # Rank 2 of 128: 2 * 2 / 128 of an adapted square weight; the rest of the policy is not in the file at all.
-    assert small < whole / 20
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """A folder with adapters of the base."""
-    save_adapter(adapted(), tmp_path)
-    return tmp_path
-
-
-def other_process(monkeypatch: pytest.MonkeyPatch) -> Policy:
-    class Other(masked.MaskedDiffusion):
-        name = "other"
-
-    monkeypatch.setattr(processes, "PROCESSES", {**processes.PROCESSES, "other": Other})
-    policy = copy.deepcopy(BASE)
-    policy.process = Other(TOKENIZER)
-    return policy
-
-
-def other_weights(_: pytest.MonkeyPatch) -> Policy:
-    policy = copy.deepcopy(BASE)
-    with torch.no_grad():
-        policy.head.table[0, 0] += 1e-6
-    return policy
-
-
-@pytest.mark.parametrize(
-    ("base", "message"),
-    [
-        (other_weights, r"1 of \d+ weights, first head.table\)"),
-        (
-            lambda _: make(architecture=replace(ARCHITECTURE, expert_dim=24)),
-            "architecture.expert_dim: 16 there, 24 here",
-        ),
-        (lambda _: make(tokenizer=replace(TOKENIZER, step=0.25)), "tokenizer.step: 0.5 there, 0.25 here"),
-        (other_process, "process.name: masked there, other here"),
-    ],
-)
-def test_another_base_is_refused_with_the_difference(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, base: Callable[[pytest.MonkeyPatch], Policy], message: str
-) -> None:
-    policy = base(monkeypatch)
-    before = list(policy.state_dict())
-    with pytest.raises(CheckpointError, match=rf"belong to another base policy \(.*{message}"):
-        load_adapter(policy, saved)
-    assert list(policy.state_dict()) == before  # nothing was added to it
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: f.with_suffix(".json").unlink(), "adapter.json is missing. Give a folder that save_adapter wrote"),
-        (lambda f: f.unlink(), "adapter.safetensors is missing"),
-        (lambda f: f.write_bytes(f.read_bytes()[:-8]), "adapter.safetensors does not match the checksum"),
-        (lambda f: f.with_suffix(".json").write_text('{"format": 1'), "adapter.json is not valid JSON"),
-        (lambda f: edit(f.with_suffix(".json"), lambda d: d.pop("lora")), r"lacks \['lora'\]"),
-        (lambda f: edit(f.with_suffix(".json"), lambda d: d["base"].pop("weights")), "not name the base's weights"),
-        (lambda f: edit(f.with_suffix(".json"), lambda d: d["lora"].update(rank=3)), "differing tensors: decoder"),
-        (lambda f: edit(f.with_suffix(".json"), lambda d: d["lora"].update(rank=0)), "LoRA rank is 0"),
-        (lambda f: edit(f.with_suffix(".json"), lambda d: d["lora"].update(dora=1)), "lora.dora, which this version"),
-    ],
-)  # fmt: skip
-def test_damaged_adapters_are_named(saved: Path, damage: Callable[[Path], object], message: str) -> None:
-    damage(saved / "adapter.safetensors")
-    with pytest.raises(CheckpointError, match=message) as raised:
-        load_adapter(copy.deepcopy(BASE), saved)
-    assert str(saved) in str(raised.value)
-
-
-def test_a_policy_checkpoint_keeps_its_adapters(tmp_path: Path) -> None:
-    policy = adapted()
-    save_policy(policy, tmp_path)
-    back = load_policy(tmp_path)
-    assert same_bits(dict(back.state_dict()), dict(policy.state_dict()))
-    assert lora_settings(back) == SETTINGS
-    assert torch.equal(logits(back.eval()), logits(policy))
-    assert [n for n, p in back.named_parameters() if p.requires_grad] == [
-        n for n, p in policy.named_parameters() if p.requires_grad
-    ]
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    save_policy(merged(policy), plain)
-    assert torch.equal(logits(load_policy(plain).eval()), logits(merged(policy)))
-    assert "lora" not in json.loads((plain / "policy.json").read_text())
-
-
-def test_unusable_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for settings, message in (({"rank": 0}, "LoRA rank is 0"), ({"alpha": 0.0}, "alpha is 0"),
                               ({"alpha": float("nan")}, "alpha is nan")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
@@ -392,13 +225,8 @@ def test_unusable_requests_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert lora_settings(add_lora(copy.deepcopy(BASE), LoraSettings(17, 1.0, False))) == LoraSettings(17, 1.0, False)
     with pytest.raises(ConfigError, match="has LoRA adapters already"):
         add_lora(adapted(), SETTINGS)
-    save_adapter(adapted(), tmp_path)
-    with pytest.raises(ConfigError, match="has adapters already"):
-        load_adapter(adapted(), tmp_path)
     with pytest.raises(ConfigError, match="no adapters to switch off"), disable_adapter(copy.deepcopy(BASE)):
         pass
-    with pytest.raises(ConfigError, match="no adapters to save"):
-        save_adapter(BASE, tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r'pip install "rlhf-drive\[lora\]"'):
         add_lora(copy.deepcopy(BASE), SETTINGS)

@@ -12,7 +12,7 @@ import torch
 
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import CheckpointError
-from rlhf_drive.policies import Policy, load_policy
+from rlhf_drive.policies import LoraSettings, Policy, add_lora, load_policy
 from rlhf_drive.training import checkpoint
 from rlhf_drive.training.build import build_policy
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
@@ -61,6 +61,33 @@ def test_training_goes_on_bit_for_bit(start: Start, tmp_path: Path) -> None:
     assert not torch.equal(weights(policy), weights(other))
     assert torch.equal(learn(other, other_optimizer), drawn)
     assert torch.equal(weights(policy), weights(other))
+
+
+def test_training_of_adapters_goes_on_bit_for_bit(start: Start, tmp_path: Path) -> None:
+    def adapters() -> tuple[Policy, torch.optim.Optimizer]:
+        policy = add_lora(start()[0], LoraSettings(2, 4.0, True))
+        return policy, torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
+
+    def learn_adapters(policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+        moe = policy.decoder.layers[0].moe
+        torch.autograd.backward(moe(torch.rand(20, 32)).square().sum())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    store = CheckpointStore(tmp_path, 2)
+    policy, optimizer = adapters()
+    for _ in range(3):
+        learn_adapters(policy, optimizer)
+    store.save(3, policy, optimizer)
+    saved = weights(policy)
+    learn_adapters(policy, optimizer)
+    other, other_optimizer = adapters()
+    torch.manual_seed(99)
+    assert CheckpointStore(tmp_path, 2).load(other, other_optimizer) is not None
+    assert torch.equal(weights(other), saved)
+    learn_adapters(other, other_optimizer)
+    assert not torch.equal(weights(other), saved)
+    assert torch.equal(weights(other), weights(policy))
 
 
 def test_the_newest_are_kept(start: Start, tmp_path: Path) -> None:
