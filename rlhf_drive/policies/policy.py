@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlhf_drive.errors import ConfigError
+from rlhf_drive.errors import ConfigError, did_you_mean
 from rlhf_drive.policies.inputs import ObservationBatch, stack_features, tensorise
-from rlhf_drive.policies.moe import RouterRecord
+from rlhf_drive.policies.moe import ROUTINGS, RouterRecord
 from rlhf_drive.policies.processes import build_process
 from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
@@ -51,6 +51,10 @@ class Architecture:
     """Points of a map piece."""
     dropout: float
     """Dropout in SFT; RL runs without, so that ratios measure the update alone."""
+    routing: str = "token_choice"
+    """Who chooses: a token its experts (`token_choice`), or an expert its tokens of each plan (`expert_choice`)."""
+    capacity_factor: float = 0.25
+    """Share of a plan's tokens that each expert takes under expert choice, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:
@@ -59,6 +63,10 @@ class Architecture:
             raise ConfigError(
                 f"experts_per_token {self.experts_per_token} must lie in 1 … num_experts ({self.num_experts})."
             )
+        if self.routing not in ROUTINGS:
+            raise ConfigError(f"Unknown routing {self.routing!r}. {did_you_mean(self.routing, ROUTINGS)}")
+        if not 0.0 < self.capacity_factor <= 1.0:
+            raise ConfigError(f"capacity_factor {self.capacity_factor} must lie above 0 and not above 1.")
 
 
 def _fingerprint(cluster: str) -> str:
@@ -125,10 +133,16 @@ class Policy(nn.Module):
         a = architecture
         self.architecture, self.tokenizer = architecture, tokenizer
         self.process = build_process(process, options or {}, tokenizer)
+        if self.process.causal and a.routing == "expert_choice":
+            raise ConfigError(
+                f"Process {process!r} may not look ahead, but with expert_choice whether an expert takes a token depends "
+                "on later ones. Set policy.routing: token_choice, or take another process."
+            )
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(
             tokenizer.vocab_size, tokenizer.length, tokenizer.encoding, a.d_model, a.num_heads, a.decoder_layers,
             a.num_experts, a.experts_per_token, a.expert_dim, a.dropout, causal=self.process.causal,
+            routing=a.routing, capacity_factor=a.capacity_factor,
         )  # fmt: skip
         self.head = NumericHead(a.d_model, tokenizer.vocab_size, tokenizer.step)
         numbers = torch.from_numpy(tokenizer.values(torch.arange(tokenizer.vocab_size).numpy())).float()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_drive.errors import DataError
+from rlhf_drive.policies import expert_choice, token_choice
 
 __all__ = ["RouterRecord"]
 
@@ -74,9 +75,12 @@ class RouterRecord:
         return torch.stack([chosen.view(self.rows, -1) for chosen in self.chosen], dim=1).to(dtype)
 
     def load(self, layer: int) -> Tensor:
-        """``[E]`` share of the layer's token slots that each expert received."""
-        experts = self.logits[layer].shape[-1]
-        counts = torch.bincount(self.chosen[layer].flatten(), minlength=experts).float()
+        """``[E]`` share of the layer's token slots that each expert received; all alike under expert choice."""
+        logits, chosen = self.logits[layer], self.chosen[layer]
+        experts = logits.shape[-1]
+        if chosen.ndim == 3:
+            return torch.full((experts,), 1.0 / experts, device=logits.device)
+        counts = torch.bincount(chosen.flatten(), minlength=experts).float()
         return counts / counts.sum()
 
     def balance_loss(self) -> Tensor:
@@ -97,9 +101,38 @@ class RouterRecord:
         return float((loads.std(dim=-1, correction=0) / loads.mean(dim=-1)).mean())
 
     def flips(self, old: RouterRecord) -> float:
-        """Share of token slots whose expert the same token did not have in an earlier pass."""
-        moved = [
-            1.0 - (new[:, :, None] == before[:, None, :]).any(dim=-1).float().mean()
-            for new, before in zip(self.chosen, old.chosen, strict=True)
-        ]
-        return float(torch.stack(moved).mean())
+        """Share of token slots whose expert the same token did not have in an earlier pass over the same rows."""
+        return _mean([_moved(new, before) for new, before in zip(self.chosen, old.chosen, strict=True)])
+
+    def replay_flip_frac(self) -> float:
+        """Share of token slots that the live router would have filled otherwise; 0 where nothing is replayed."""
+        if self.replay is None:
+            return 0.0
+        return _mean([_moved(chosen, self._live(i)) for i, chosen in enumerate(self.chosen)])
+
+    def _live(self, layer: int) -> Tensor:
+        """What the layer's router would have chosen by itself, in the shape of `chosen`."""
+        logits, chosen = self.logits[layer], self.chosen[layer]
+        if chosen.ndim == 3:
+            return expert_choice.choose(logits.view(self.rows, -1, logits.shape[-1]), chosen.shape[-1])
+        return token_choice.choose(logits, chosen.shape[-1])
+
+    def dropped_frac(self) -> float:
+        """Share of tokens that no expert but the shared one saw, mean over layers; always 0 under token choice."""
+        return _mean([self._dropped(i) for i in range(len(self.chosen))])
+
+    def _dropped(self, layer: int) -> Tensor:
+        logits, chosen = self.logits[layer], self.chosen[layer]
+        if chosen.ndim == 2:
+            return logits.new_zeros(())
+        seen = torch.zeros(self.rows, len(logits) // self.rows, dtype=torch.bool, device=logits.device)
+        return 1.0 - seen.scatter(1, chosen.flatten(1), True).float().mean()
+
+
+def _moved(new: Tensor, before: Tensor) -> Tensor:
+    """Share of the entries ``[..., k]`` of `new` that are not among those of `before` in the same place."""
+    return 1.0 - (new[..., :, None] == before[..., None, :]).any(dim=-1).float().mean()
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack(values).mean())

@@ -137,8 +137,9 @@ class DecoderLayer(nn.Module):
     """Self-attention among the plan's tokens, cross-attention to the cached scene, sparse MoE."""
 
     def __init__(
-        self, dim: int, heads: int, experts: int, top_k: int, expert_dim: int, dropout: float, index: int = 0
-    ) -> None:
+        self, dim: int, heads: int, experts: int, top_k: int, expert_dim: int, dropout: float, *,
+        routing: str = "token_choice", capacity_factor: float = 0.25, index: int = 0,
+    ) -> None:  # fmt: skip
         """The decoder's layer number `index`."""
         super().__init__()
         self.heads = heads
@@ -147,7 +148,9 @@ class DecoderLayer(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
-        self.moe = SparseMoE(dim, expert_dim, experts, top_k, layer=index)
+        self.moe = SparseMoE(
+            dim, expert_dim, experts, top_k, routing=routing, capacity_factor=capacity_factor, layer=index
+        )
         self.drop = nn.Dropout(dropout)
 
     def scene(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +184,8 @@ class TrajectoryDecoder(nn.Module):
 
     def __init__(
         self, vocab: int, length: int, encoding: str, dim: int, heads: int, layers: int, experts: int, top_k: int,
-        expert_dim: int, dropout: float, *, causal: bool = False,
+        expert_dim: int, dropout: float, *, causal: bool = False, routing: str = "token_choice",
+        capacity_factor: float = 0.25,
     ) -> None:  # fmt: skip
         super().__init__()
         self.mask_token, self.encoding, self.causal = vocab, encoding, causal
@@ -192,8 +196,12 @@ class TrajectoryDecoder(nn.Module):
         self.condition = nn.Linear(dim, dim)
         self.anchor = nn.Linear(1, dim)
         self.layers = nn.ModuleList(
-            DecoderLayer(dim, heads, experts, top_k, expert_dim, dropout, index) for index in range(layers)
-        )
+            DecoderLayer(
+                dim, heads, experts, top_k, expert_dim, dropout,
+                routing=routing, capacity_factor=capacity_factor, index=index,
+            )
+            for index in range(layers)
+        )  # fmt: skip
         self.norm = nn.LayerNorm(dim)
         self.checkpointing = False  # whether layers keep their input alone and are computed again in the backward pass
         nn.init.normal_(self.table.weight, std=0.02)
