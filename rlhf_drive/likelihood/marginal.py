@@ -1,9 +1,9 @@
 """Log-probability of the states a discrete flow went through, whatever end points led from one to the next.
 
 ``log sum_a p_theta(a | x_k) K_h(x_(k+1) | x_k, a)`` for each number at each step, with the very kernel that moved it
-(:class:`~rlhf_drive.policies.numeric_path.EulerStep`), and ``log p_theta(x_K | x_(K-1))`` for the last step, which takes
-its end points as the plan. The trace likelihood scores the end points drawn as well; given the states these say nothing
-about the plan, so their expected ratio is this one, and this one varies less from rollout to rollout.
+(:class:`~rlhf_drive.policies.numeric_path.EulerStep`), and ``log p_theta(x_K | x_(K-1))`` for the last step, which
+takes its end points as the plan. The trace likelihood scores the end points that were drawn. Given the states these say
+nothing more about the plan: their expected ratio is the ratio of this one, which varies less between rollouts.
 """
 
 from __future__ import annotations
