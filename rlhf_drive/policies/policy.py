@@ -135,8 +135,8 @@ class Policy(nn.Module):
         self.process = build_process(process, options or {}, tokenizer)
         if self.process.causal and a.routing == "expert_choice":
             raise ConfigError(
-                f"Process {process!r} may not look ahead, but with expert_choice whether an expert takes a token depends "
-                "on later ones. Set policy.routing: token_choice, or take another process."
+                f"Process {process!r} may not look ahead, but with expert_choice later tokens decide whether an expert "
+                "takes one. Set policy.routing: token_choice, or take another process."
             )
         self.encoder = SceneEncoder(a.d_model, a.num_heads, a.encoder_layers, a.points_per_polyline, a.dropout)
         self.decoder = TrajectoryDecoder(

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from rlhf_drive.errors import UnknownNameError
+from rlhf_drive.policies.dispatch import KERNELS, pick_kernel
 from rlhf_drive.policies.moe import RouterRecord, SparseMoE
 
 
@@ -24,16 +26,88 @@ def dense(moe: SparseMoE, x: torch.Tensor) -> torch.Tensor:
     return moe.shared(x) + (gate[..., None] * every).sum(dim=1)
 
 
-def test_sorted_dispatch_equals_the_dense_definition(moe: SparseMoE) -> None:
-    x = torch.randn(37, 8, requires_grad=True)
-    sparse, plain = moe(x), dense(moe, x)
+@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("unused", [0, 2], ids=["all experts", "idle experts"])
+def test_dispatch_equals_the_dense_definition(moe: SparseMoE, kernel: str, unused: int) -> None:
+    x = torch.randn(37, 8)
+    x[:, 0] = 1.0
+    x.requires_grad_()
+    with torch.no_grad():
+        # Experts that nobody wants, in the middle of the others.
+        moe.router.weight[1 : 1 + unused, 0] = -100.0
+    moe.kernel, record = kernel, RouterRecord()
+    sparse, plain = moe(x, record), dense(moe, x)
+    assert int((record.load(0) == 0).sum()) == unused
     assert torch.allclose(sparse, plain, atol=1e-6)
     for a, b in zip(
-        torch.autograd.grad(sparse.square().sum(), [x, moe.up, moe.router.weight], retain_graph=True),
-        torch.autograd.grad(plain.square().sum(), [x, moe.up, moe.router.weight]),
+        torch.autograd.grad(sparse.square().sum(), [x, moe.up, moe.down, moe.router.weight], retain_graph=True),
+        torch.autograd.grad(plain.square().sum(), [x, moe.up, moe.down, moe.router.weight]),
         strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_kernels_take_expanded_gradients(moe: SparseMoE, kernel: str) -> None:
+    moe.kernel, x = kernel, torch.randn(37, 8, requires_grad=True)
+    moe(x).sum().backward()
+    expected = torch.autograd.grad(dense(moe, x).sum(), [x, moe.up])
+    assert torch.allclose(x.grad, expected[0], atol=1e-5)
+    assert torch.allclose(moe.up.grad, expected[1], atol=1e-5)
+
+
+def test_unknown_kernels_are_refused_and_a_cpu_takes_slices(moe: SparseMoE) -> None:
+    assert pick_kernel(moe.up) == "slices"
+    moe.kernel = "grouped_mm"
+    with pytest.raises(UnknownNameError, match="Unknown dispatch kernel 'grouped_mm'"):
+        moe(torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("whole", [True, False], ids=["bfloat16 weights", "autocast"])
+def test_logits_and_gates_stay_in_float32(moe: SparseMoE, whole: bool, kernel: str) -> None:
+    """Router weights that bfloat16 holds exactly, and logits that differ by less than it can tell apart."""
+    moe.kernel, record = kernel, RouterRecord()
+    with torch.no_grad():
+        moe.router.weight.copy_(1.0)
+        moe.router.weight[:, 0] = torch.tensor([256.0, 257.0, 258.0, 259.0, 260.0]).to(torch.bfloat16)
+    x = torch.ones(4, 8)
+    expected = torch.tensor([263.0, 263.0, 265.0, 267.0, 267.0])  # 257 and 259 round to even neighbours, 256 and 260
+    if whole:
+        moe = moe.to(torch.bfloat16)
+        out = moe(x.to(torch.bfloat16), record)
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = moe(x, record)
+    assert record.logits[0].dtype == torch.float32
+    assert torch.equal(record.logits[0], expected.expand(4, 5))
+    assert out.dtype == (torch.bfloat16 if whole else torch.float32)
+    reference = dense(moe.float(), x)
+    assert torch.allclose(out.float(), reference, rtol=0.05, atol=0.05)
+    assert not torch.equal(out.float(), reference)
+
+
+def test_gradients_flow_through_autocast(moe: SparseMoE) -> None:
+    x = torch.randn(37, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = moe(x)
+    got = torch.autograd.grad(out.square().sum(), [x, moe.up, moe.router.weight])
+    want = torch.autograd.grad(dense(moe, x).square().sum(), [x, moe.up, moe.router.weight])
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()
+
+
+def test_nothing_is_dropped_when_tokens_choose(moe: SparseMoE) -> None:
+    record = RouterRecord()
+    moe(torch.randn(3, 4, 8), record)
+    assert record.dropped_frac() == 0.0
+
+
+def test_replay_flips_count_what_the_live_router_would_have_chosen_otherwise() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    replayed = RouterRecord([logits], [torch.tensor([[0, 2], [2, 3]])], replay=torch.zeros(0), rows=2)
+    # The first token's own choice is 0 and 1: one slot of four differs.
+    assert replayed.replay_flip_frac() == pytest.approx(0.25)
 
 
 def test_a_tokens_output_does_not_depend_on_its_batch_mates(moe: SparseMoE) -> None:
