@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from rlhf_drive.errors import ConfigError, DataError
-from rlhf_drive.objectives import ScaleRewards, group_advantages
+from rlhf_drive.errors import ConfigError, DataError, PluginError
+from rlhf_drive.objectives import (
+    AdvantageInputs,
+    Advantages,
+    AdvantageSettings,
+    ScaleRewards,
+    group_advantages,
+    make_advantages,
+)
 
 NAN = float("nan")
 REWARDS = torch.tensor([1.0, 0.0, 0.5, NAN, 0.3, 0.3, 0.3, 0.3, NAN, 0.9, NAN, NAN], dtype=torch.float64)
@@ -90,3 +100,120 @@ def test_wrong_settings_and_data_are_named() -> None:
         group_advantages(ok, ok > 0, 3, scale_rewards="none", tolerance=0.0)
     with pytest.raises(DataError, match=r"Rows \[3\] are marked valid"):
         group_advantages(REWARDS[:4], torch.ones(4, dtype=torch.bool), 4, scale_rewards="none", tolerance=0.0)
+
+
+def _advantages(rewards: torch.Tensor, valid: torch.Tensor, size: int, **settings: Any) -> Advantages:
+    return make_advantages(AdvantageSettings(**settings))(AdvantageInputs(rewards, valid, size))
+
+
+def test_leave_one_out_by_hand() -> None:
+    # Row 0: 1 - (0 + .5) / 2; row 1: 0 - (1 + .5) / 2; row 2: .5 - (1 + 0) / 2. The invalid row is in no mean.
+    out = _advantages(REWARDS, VALID, 4, advantages="rloo")
+    expected = torch.tensor([0.75, -0.75, 0.0, 0.0] + [0.0] * 8, dtype=torch.float64)
+    torch.testing.assert_close(out.values, expected, rtol=0, atol=1e-12)
+    # Three valid rows: n / (n - 1) times the plain one, whatever the scale.
+    for scale in ("none", "group"):
+        plain = _advantages(REWARDS, VALID, 4, scale_rewards=scale).values
+        found = _advantages(REWARDS, VALID, 4, scale_rewards=scale, advantages="rloo").values
+        torch.testing.assert_close(found, plain * 1.5, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("advantages", ["group_mean", "rloo", "gdpo"])
+def test_reward_scale_is_a_factor(advantages: str) -> None:
+    estimators = [make_advantages(AdvantageSettings(advantages, reward_scale=scale)) for scale in (1.0, 3.0)]
+    inputs = AdvantageInputs(REWARDS, VALID, 4, REWARDS[:, None])
+    one, three = (estimator(inputs).values for estimator in estimators)
+    torch.testing.assert_close(three, 3 * one, rtol=0, atol=1e-12)
+    assert one.abs().max() > 0.4
+
+
+def test_decoupled_terms_by_hand() -> None:
+    """Two groups of two, two terms. Unbiased std of a pair is |difference| / sqrt(2), so each term gives +-1/sqrt(2).
+
+    z: group 0: w1 - w2 signs (+, -) and (-, +) cancel at equal weights; with weights 1 and 3 they leave -2/sqrt(2).
+    Group 1: both terms agree: 4/sqrt(2).
+    """
+    terms = torch.tensor([[1.0, 0.0], [0.0, 100.0], [0.2, 7.0], [0.1, 5.0]], dtype=torch.float64)
+    rewards, valid = terms.sum(1), torch.ones(4, dtype=torch.bool)
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    out = make_advantages(AdvantageSettings("gdpo"))(AdvantageInputs(rewards, valid, 2, terms, weights))
+
+    def half(difference: float) -> float:
+        return difference / 2 / (difference / math.sqrt(2) + 1e-4)
+
+    z = torch.tensor([half(1.0) - 3 * half(100.0), 0.0, half(0.1) + 3 * half(2.0), 0.0], dtype=torch.float64)
+    z[1], z[3] = -z[0], -z[2]
+    torch.testing.assert_close(out.values, z / (z.std() + 1e-4), rtol=0, atol=1e-12)
+    # A group mean of the sum would have seen the second term only in group 0, and called its first row the worse one.
+    assert out.values[0] < 0 < out.values[2]
+    equal = make_advantages(AdvantageSettings("gdpo"))(AdvantageInputs(rewards, valid, 2, terms))
+    assert abs(equal.values[0].item()) < 1e-3
+
+
+def test_decoupled_groups_are_degenerate_by_term() -> None:
+    terms = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.4, 0.4], [0.4, 0.4]], dtype=torch.float64)
+    inputs = AdvantageInputs(terms.sum(1), torch.ones(4, dtype=torch.bool), 2, terms)
+    # Both groups have equal totals; the first one's terms differ.
+    assert make_advantages(AdvantageSettings("gdpo"))(inputs).degenerate.tolist() == [False, True]
+    assert make_advantages(AdvantageSettings())(inputs).degenerate.tolist() == [True, True]
+    assert make_advantages(AdvantageSettings("gdpo", spread_tolerance=1.0))(inputs).degenerate.tolist() == [True, True]
+    with pytest.raises(ConfigError, match="no terms were given"):
+        make_advantages(AdvantageSettings("gdpo"))(replace(inputs, terms=None))
+
+
+def test_statistics_of_the_groups() -> None:
+    # Groups: (1, 0, .5), flat .3, one valid row .9, all best, all worst, none valid.
+    rewards = torch.tensor([1.0, 0.0, 0.5, 0.3, 0.3, 0.3, NAN, 0.9, NAN, 1.0, 1.0, 1.0, 0.0, NAN, 0.0, NAN, NAN, NAN])
+    out = _advantages(rewards, rewards.isfinite(), 3)
+    assert out.best.nan_to_num(nan=-1.0).tolist() == pytest.approx([1.0, 0.3, 0.9, 1.0, 0.0, -1.0])
+    assert out.worst.nan_to_num(nan=-1.0).tolist() == pytest.approx([0.0, 0.3, 0.9, 1.0, 0.0, -1.0])
+    assert out.metrics() == pytest.approx(
+        {
+            "groups/degenerate_frac": 5 / 6,
+            "groups/spread": 1 / 6,
+            "groups/best": (1.0 + 0.3 + 0.9 + 1.0 + 0.0) / 5,
+            "groups/all_best_frac": 1 / 6,
+            "groups/all_worst_frac": 1 / 6,
+        }
+    )
+    nothing = torch.full((4,), NAN)
+    assert _advantages(nothing, nothing.isfinite(), 2).metrics()["groups/degenerate_frac"] == 1.0
+
+
+def test_a_function_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "def above_half(inputs):\n"
+        "    return inputs.rewards - 0.5\n"
+        "def short(inputs):\n"
+        "    return inputs.rewards[:2]\n"
+        "def broken(inputs):\n"
+        "    return inputs.rewards / 0\n"
+        "def greedy(inputs, settings):\n"
+        "    return inputs.rewards\n"
+    )
+    out = _advantages(REWARDS, VALID, 4, advantages=f"{file}:above_half", reward_scale=2.0)
+    expected = torch.where(VALID, 2 * (REWARDS - 0.5), 0.0)
+    torch.testing.assert_close(out.values, expected, rtol=0, atol=1e-12)
+    # Not relative to the group: the flat group teaches, and so does the lone valid row.
+    assert out.degenerate.tolist() == [False, False, False]
+    half = torch.full((4,), 0.5)
+    assert _advantages(half, half > 0, 2, advantages=f"{file}:above_half").degenerate.tolist() == [True, True]
+    with pytest.raises(PluginError, match=r"shape \[N\]; got \[2\]"):
+        _advantages(REWARDS, VALID, 4, advantages=f"{file}:short")
+    with pytest.raises(PluginError, match=r"valid rows \[0, 1, 2, 4, 5\]"):
+        _advantages(REWARDS, VALID, 4, advantages=f"{file}:broken")
+    with pytest.raises(ConfigError, match=r"rl\.advantages.*called with \(inputs\)"):
+        make_advantages(AdvantageSettings(f"{file}:greedy"))
+
+
+def test_wrong_settings_are_listed_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_advantages(AdvantageSettings("rlo", "groups", 0.0, -1.0))
+    named = [line.split()[0] for line in str(caught.value).splitlines()]
+    assert named == ["rl.advantages", "rl.scale_rewards", "rl.spread_tolerance", "rl.reward_scale"]
+    with pytest.raises(DataError, match=r"terms \[N, C\]; got \[12\]"):
+        AdvantageInputs(REWARDS, VALID, 4, REWARDS)
+    with pytest.raises(DataError, match=r"term_weights \[2\] do not fit"):
+        AdvantageInputs(REWARDS, VALID, 4, REWARDS[:, None], torch.ones(2))
