@@ -20,11 +20,13 @@ from rlhf_drive.compare.evaluate import Evaluation, evaluate
 from rlhf_drive.compare.planners import PolicyPlanner
 from rlhf_drive.compare.report import print_table
 from rlhf_drive.config import load_recipe
-from rlhf_drive.objectives import make_objective
+from rlhf_drive.likelihood import make_likelihood
+from rlhf_drive.objectives import AdvantageSettings, ObjectiveSettings, make_advantages, make_objective
 from rlhf_drive.policies import Decoding, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
-from rlhf_drive.training.build import build_accelerator, build_policy, sft_settings, trainer_settings
+from rlhf_drive.training.build import build_accelerator, build_policy, sft_settings, trainer_settings, visiting_of
 from rlhf_drive.training.collect import Sampling
+from rlhf_drive.training.reference import FrozenReference
 from rlhf_drive.training.rl import train_rl
 from rlhf_drive.training.scenes import build_scenes
 from rlhf_drive.training.sft import train_sft
@@ -66,15 +68,21 @@ def main(count: int = 60, epochs: int = 20, steps: int = 10, folder: Path | None
         accelerator=accelerator, features=features, journal=Printed(),
     )  # fmt: skip
 
-    settings = trainer_settings(recipe.rl)
-    gspo = make_objective("grpo", "sequence", epsilon=0.02, epsilon_high=0.03, beta=settings.beta)
+    # Likelihood x advantage x objective: any of each goes with any of the others.
+    gspo = ObjectiveSettings("grpo", "sequence", epsilon=0.02, epsilon_high=0.03, beta=0.01)
+    trainer = RlTrainer(
+        policy, make_likelihood("trace"), make_advantages(AdvantageSettings()), make_objective(gspo), gspo,
+        trainer_settings(recipe.rl), accelerator=accelerator, features=features, reference=FrozenReference(policy),
+        folder=folder / "rl",
+    )  # fmt: skip
     decoding = Decoding(steps=8, order="causal", temperature=1.0, top_k=0)
     sampling = Sampling(decoding, num_generations=8, scenes_per_step=16, scenes_per_chunk=16, previous_plan="none")
     rollouts = LocalRolloutService(policy, seed=0, features=features)
     with LocalRewardService(build_reward([RewardSpec("pdms")])) as rewards:
         train_rl(
-            RlTrainer(policy, gspo, settings, accelerator, features), rollouts, rewards, train, folder / "rl",
-            sampling=sampling, max_invalid_fraction=0.05, seed=0, save_steps=steps, keep_checkpoints=1,
+            trainer, rollouts, rewards, train, folder / "rl",
+            sampling=sampling, visiting=visiting_of(recipe.rl), max_invalid_fraction=0.05, seed=0,
+            save_steps=steps, keep_checkpoints=1,
             journal=Printed(), watch=Watch(),
         )  # fmt: skip
         trained = {"before RL": folder / "sft" / "policy", "after RL": folder / "rl" / "policy"}

@@ -65,13 +65,13 @@ def _likelihood(rl: RlSection, process: str | None) -> Iterator[str]:
         yield f"rl.likelihood_steps: {reason}"
     if rl.router == "replay" and rl.likelihood not in STEPPED:
         yield (
-            f"rl.router: the sampler's experts belong to the states it visited, which likelihood {rl.likelihood!r} does "
-            "not look at. Use record, or likelihood trace"
+            f"rl.router: the sampler's experts belong to the states it visited, and likelihood {rl.likelihood!r} looks "
+            "at others. Use record, or likelihood trace"
         )
     if rl.likelihood == "sandwich" and rl.num_iterations > 1:
         yield (
-            "rl.num_iterations: likelihood 'sandwich' has no ratio and is on-policy only: 1, or another likelihood; got "
-            f"{rl.num_iterations}"
+            "rl.num_iterations: likelihood 'sandwich' has no ratio and is on-policy only. Use 1, or another "
+            f"likelihood; got {rl.num_iterations}"
         )
     if rl.likelihood_antithetic and rl.likelihood != "elbo":
         yield f"rl.likelihood_antithetic: has no effect with likelihood {rl.likelihood!r}. Set it to false"

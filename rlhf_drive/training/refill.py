@@ -82,10 +82,9 @@ def fill(
         flags = np.concatenate([flags, np.asarray(informative(parts[-1]), dtype=np.bool_)])
     # Stable: informative groups first, each kind in its order of sampling; then back to the order of sampling.
     kept = np.sort(np.argsort(~flags, kind="stable")[:want])
-    unchanged = len(parts) == 1 or kept[-1] < want
     return Filled(
         scenes=[visited[i] for i in kept.tolist()],
-        experience=parts[0] if unchanged else select(join(parts), kept),
+        experience=parts[0] if len(parts) == 1 else select(join(parts), kept),
         visited=visited,
         informative=flags,
         first=parts[0],

@@ -122,12 +122,12 @@ class RlTrainer:
             accelerator: Device and backward.
             features: Cache of network inputs.
             reference: Policy that the KL divergence is measured to; needed where `objective_settings.beta` > 0.
-            folder: Where tensors go when something is not finite; the present folder by default.
+            folder: Where tensors go when something is not finite; None keeps nothing.
             reward_weights: Weight of each reward term by its column in the scores, for advantages that look at terms.
         """
         self.policy, self.likelihood, self.advantages, self.objective = policy.eval(), likelihood, advantages, objective
         self.objective_settings, self.settings = objective_settings, settings
-        self.accelerator, self.reference, self.folder = accelerator, reference, folder or Path()
+        self.accelerator, self.reference, self.folder = accelerator, reference, folder
         self.reward_weights = dict(reward_weights or {})
         self.source = LogpSource(likelihood, features, settings.max_tokens_per_forward)
         if settings.router == "frozen":

@@ -17,14 +17,12 @@ from rewards import Failure, LocalRewardService, RewardSpec, ScorerInfo, Scores,
 from rewards.hack_detector import Alert
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import RewardError, TrainingError
-from rlhf_drive.objectives import make_objective
 from rlhf_drive.policies import Decoding, Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
-from rlhf_drive.training.build import build_accelerator, build_policy, sampling_of, trainer_settings
+from rlhf_drive.training.build import build_accelerator, build_policy, build_trainer, sampling_of, visiting_of
 from rlhf_drive.training.rl import check_likelihood, reward_metrics, train_rl
-from rlhf_drive.training.trainer import RlTrainer
 from rollout import LocalRolloutService, Rollout
 
 FEATURES = FeatureCache()
@@ -96,15 +94,17 @@ def train(recipe: Recipe, policy: Policy, scenes: list[Scene], tmp_path: Path) -
     source.write_text(REWARD)
 
     def run(function: str, limit: float, notes: Notes, rollouts: Any = None) -> Notes:
-        settings = replace(trainer_settings(recipe.rl), num_iterations=1)
-        objective = make_objective("grpo", "sequence", 0.02, 0.03, settings.beta)
-        trainer = RlTrainer(policy, objective, settings, build_accelerator("cpu"), FEATURES)
+        trainer = build_trainer(
+            replace(recipe.rl, num_iterations=1), policy, seed=0, accelerator=build_accelerator("cpu"),
+            features=FEATURES, folder=tmp_path / function,
+        )  # fmt: skip
         reward = build_reward([RewardSpec(f"{source}:{function}", 1.0)])
         train_rl(
             trainer, rollouts or LocalRolloutService(policy, seed=0, features=FEATURES),
             LocalRewardService(reward, workers=1), scenes, tmp_path / function,
             sampling=replace(sampling_of(recipe.rollout), scenes_per_step=6, scenes_per_chunk=6),
-            max_invalid_fraction=limit, seed=0, save_steps=10, keep_checkpoints=1, journal=notes,
+            visiting=visiting_of(recipe.rl), max_invalid_fraction=limit, seed=0,
+            save_steps=10, keep_checkpoints=1, journal=notes,
         )  # fmt: skip
         return notes
 
@@ -123,9 +123,17 @@ class Stale:
     def push_weights(self, policy: Policy, version: int) -> None:
         """Broken: keeps its own."""
 
-    def sample(self, scenes: Sequence[Scene], num_generations: int, decoding: Decoding, *, step: int) -> Rollout:
+    def sample(
+        self,
+        scenes: Sequence[Scene],
+        num_generations: int,
+        decoding: Decoding,
+        *,
+        step: int,
+        keep_experts: bool = False,
+    ) -> Rollout:
         """As the protocol says."""
-        return self.inner.sample(scenes, num_generations, decoding, step=step)
+        return self.inner.sample(scenes, num_generations, decoding, step=step, keep_experts=keep_experts)
 
 
 @pytest.mark.parametrize("order", ["causal", "random", "confidence"])

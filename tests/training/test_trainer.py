@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,12 @@ import torch
 from rewards.carriers import Failure, ScorerInfo, Scores
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import TrainingError
-from rlhf_drive.objectives import make_objective
 from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
-from rlhf_drive.training.build import build_accelerator, build_policy, decoding_of, trainer_settings
-from rlhf_drive.training.trainer import RlTrainer, TrainerSettings
+from rlhf_drive.training.build import build_accelerator, build_policy, build_trainer, decoding_of
+from rlhf_drive.training.trainer import RlTrainer
 from rollout import LocalRolloutService, Rollout
 
 FEATURES = FeatureCache()
@@ -37,10 +37,11 @@ def scenes(tiny_store: SceneStore) -> list[Scene]:
 
 
 def make_trainer(recipe: Recipe, **changes: object) -> RlTrainer:
-    settings: TrainerSettings = replace(trainer_settings(recipe.rl), **changes)
+    section = replace(recipe.rl, **{"epsilon": 0.02, "epsilon_high": 0.03, **changes})
     policy = build_policy(recipe, torch.device("cpu"))
-    objective = make_objective("grpo", "sequence", 0.02, 0.03, settings.beta)
-    return RlTrainer(policy, objective, settings, build_accelerator("cpu"), FEATURES)
+    return build_trainer(
+        section, policy, seed=0, accelerator=build_accelerator("cpu"), features=FEATURES, folder=Path(recipe.output_dir)
+    )
 
 
 def sample(recipe: Recipe, policy: Policy, scenes: list[Scene]) -> Rollout:
@@ -124,7 +125,7 @@ def test_invalid_rows_do_not_matter_whatever_their_reward(recipe: Recipe, scenes
 
 
 def test_frozen_router_does_not_move_and_the_reference_stays(recipe: Recipe, scenes: list[Scene]) -> None:
-    trainer = make_trainer(recipe, train_router=False)
+    trainer = make_trainer(recipe, router="frozen")
     assert trainer.reference is not None
     before = copy.deepcopy(trainer.policy.state_dict())
     rollout = sample(recipe, trainer.policy, scenes)
@@ -134,7 +135,8 @@ def test_frozen_router_does_not_move_and_the_reference_stays(recipe: Recipe, sce
     assert routers
     assert all(torch.equal(before[name], after[name]) for name in routers)
     assert any(not torch.equal(before[name], after[name]) for name in after)
-    assert all(torch.equal(before[name], value) for name, value in trainer.reference.state_dict().items())
+    with trainer.reference.using() as reference:
+        assert all(torch.equal(before[name], value) for name, value in reference.state_dict().items())
 
 
 def test_updates_raise_the_reward_they_are_given(recipe: Recipe, scenes: list[Scene]) -> None:
