@@ -29,14 +29,18 @@ BASE = make()
 BATCH = BASE.batch([observation(0), observation(1, agents=2)])
 
 
-def adapted(settings: LoraSettings = SETTINGS, moved: float = 0.1) -> Policy:
-    """The base with adapters that have learned something."""
-    policy = add_lora(copy.deepcopy(BASE), settings, seed=5)
+def move(policy: Policy) -> Policy:
+    """The policy, its adapters moved at random as training might move them."""
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for factor in adapter_state(policy).values():
-            factor.add_(moved * torch.randn(factor.shape, generator=generator))
+            factor.add_(0.1 * torch.randn(factor.shape, generator=generator))
     return policy
+
+
+def adapted(settings: LoraSettings = SETTINGS) -> Policy:
+    """The base with adapters that have learned something."""
+    return move(add_lora(copy.deepcopy(BASE), settings, seed=5))
 
 
 def logits(policy: Policy, record: RouterRecord | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.adapted_policy import BASE, SETTINGS, TOKENIZER, adapted, logits, make, same_bits
+from oracles.adapted_policy import BASE, SETTINGS, TOKENIZER, adapted, logits, make, move, same_bits
 from oracles.tiny_policy import ARCHITECTURE
 
 from rlhf_drive.errors import CheckpointError, ConfigError
@@ -27,16 +27,12 @@ from rlhf_drive.policies import (
     save_adapter,
     save_policy,
 )
-from rlhf_drive.policies.adapters import adapter_state
 from rlhf_drive.policies.lora import lora_settings
 
 
 def test_adapters_alone_come_back_to_the_bit_and_are_small(tmp_path: Path) -> None:
     big = make(architecture=replace(ARCHITECTURE, d_model=128, expert_dim=128, num_experts=8))
-    policy = add_lora(copy.deepcopy(big), LoraSettings(2, 4.0, True), seed=1)
-    with torch.no_grad():
-        for factor in adapter_state(policy).values():
-            factor.add_(0.05 * torch.randn_like(factor))
+    policy = move(add_lora(copy.deepcopy(big), LoraSettings(2, 4.0, True), seed=1))
     policy.trained_on = frozenset({"00112233aabb"})
     save_adapter(policy, tmp_path / "adapter", info={"step": 7})
     big.trained_on = frozenset({"ffeeddccbbaa"})

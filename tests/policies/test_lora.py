@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles.adapted_policy import BASE, BATCH, SETTINGS, adapted, logits, same_bits
+from oracles.adapted_policy import BASE, BATCH, SETTINGS, STATE, TOKENIZER, adapted, logits, make, move, same_bits
+from oracles.tiny_policy import ARCHITECTURE
 from torch import Tensor
 
 from rlhf_drive.errors import ConfigError
@@ -160,6 +161,26 @@ def test_merged_equals_unmerged(experts: bool) -> None:
     assert same_bits(dict(policy.state_dict()), before)
     assert plain.trained_on == policy.trained_on
     assert torch.equal(logits(merged(plain)), logits(plain))
+
+
+@pytest.mark.parametrize(
+    ("process", "routing"),
+    [("masked", "expert_choice"), ("flow", "token_choice"), ("autoregressive", "token_choice")],
+)
+def test_adapters_fit_every_process_and_routing(process: str, routing: str) -> None:
+    base = make(architecture=replace(ARCHITECTURE, routing=routing), process=process)
+    policy = move(add_lora(copy.deepcopy(base), SETTINGS))
+    assert (logits(policy) - logits(base)).abs().max() > 0.1
+    with disable_adapter(policy):
+        assert torch.equal(logits(policy), logits(base))
+    assert torch.allclose(logits(merged(policy)).softmax(-1), logits(policy).softmax(-1), atol=1e-5)
+    if process == "autoregressive":  # its cached path, token by token, goes through the same adapters
+        following = policy.continuation(policy.encode(BATCH))
+        state = STATE.clamp(max=TOKENIZER.vocab_size - 1)
+        everywhere = torch.ones_like(state, dtype=torch.bool)
+        whole = policy.action_logits(state, torch.zeros(6), policy.encode(BATCH), everywhere).view(6, 16, -1)
+        for position in range(16):
+            assert torch.allclose(following(state, position, None), whole[:, position], atol=1e-3)
 
 
 def test_copies_and_pickles_keep_the_adapters() -> None:
