@@ -12,8 +12,8 @@ from torch import Tensor
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.objectives import LossInputs, ObjectiveSettings, count_denominators, make_objective
 
-LEVELS = ["token", "sequence"]
-LOSSES = ["grpo", "dapo", "dr_grpo"]
+LEVELS = ["token", "sequence", "sequence_token", "step"]
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"]
 NAN = float("nan")
 
 
