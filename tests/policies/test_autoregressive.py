@@ -236,3 +236,16 @@ def test_other_schedules_are_refused_with_what_to_set(policy: Policy, steps: int
         policy.process.check(L, Decoding(steps, order, 1.0, 0))
     policy.process.check(L, Decoding(L, "causal", 1.0, 0))
     assert policy.process.uniforms_shape(L, Decoding(L, "causal", 1.0, 0)) == (1, L)
+
+
+def test_layers_computed_again_in_the_backward_pass_stay_causal(policy: Policy) -> None:
+    gradients = []
+    for again in (False, True):
+        policy.decoder.checkpointing = again
+        plans = torch.randint(0, 90, (3, L), generator=torch.Generator().manual_seed(0))
+        loss = policy.process.sft_loss(policy, plans, policy.encode(SCENES), "causal", torch.Generator()).mean()
+        gradients.append(torch.autograd.grad(loss, [policy.decoder.position, policy.decoder.table.weight]))
+    policy.decoder.checkpointing = False
+    for kept, repeated in zip(*gradients, strict=True):
+        assert kept.abs().max() > 1e-3
+        torch.testing.assert_close(repeated, kept, rtol=0, atol=1e-7)
