@@ -88,7 +88,12 @@ def geometric_mean_weight(
 
     Returns:
         ``[N, 1]``.
+
+    Raises:
+        DataError: If the advantages are per token.
     """
+    if advantages.shape[1] != 1:
+        raise DataError(f"gmpo weighs whole rows: it needs advantages [N], got {list(advantages.shape)}.")
     clipped = torch.where(advantages > 0, log_ratio.clamp(max=epsilon_high), log_ratio.clamp(min=-epsilon))
     total = torch.where(mask, clipped, 0.0).sum(-1, keepdim=True)
     return (total / mask.sum(-1, keepdim=True).clamp(min=1)).exp()

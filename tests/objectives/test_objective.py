@@ -317,8 +317,12 @@ def test_a_function_of_ones_own_replaces_the_policy_term(tmp_path: Path) -> None
         make_objective(replace(settings, loss_type=f"{file}:reinforc"))
 
 
-def test_a_group_weighted_likelihood_needs_whole_groups() -> None:
+def test_objectives_of_whole_rows_and_groups_refuse_parts() -> None:
     inputs = _batch(9)
+    by_token = replace(inputs, advantages=torch.ones(N, T, dtype=torch.float64))
+    for loss_type in ("gmpo", "wll"):
+        with pytest.raises(DataError, match=rf"{loss_type} .*\[8, 6\]"):
+            make_objective(_settings(loss_type, "sequence"))(by_token, _counts(inputs))
     with pytest.raises(DataError, match="whole groups"):
         make_objective(_settings("wll", "token"))(_rows(inputs, slice(0, 3)), _counts(inputs))
 
