@@ -66,7 +66,7 @@ class _Tokens:
     ref_logp: Tensor | None
     """``[N, T]``, 0 where not seen."""
     advantages: Tensor
-    """``[N, 1]`` or ``[N, T]``, 0 in rows that are not learned from."""
+    """``[N, 1]`` or ``[N, T]``; anything in rows that are not learned from."""
 
     @classmethod
     def of(cls, inputs: LossInputs) -> _Tokens:
@@ -87,7 +87,7 @@ class _Tokens:
             silence(inputs.logp),
             silence(inputs.old_logp),
             None if inputs.ref_logp is None else silence(inputs.ref_logp),
-            torch.where(rows[:, None], advantages, 0.0),
+            advantages,
         )
 
     def log_importance(self, level: ImportanceSamplingLevel) -> Tensor:
@@ -202,7 +202,6 @@ class PolicyObjective:
         """Mean, extremes and clipped shares of the ratios, each ratio counted once: tokens, steps or sequences."""
         settings = self.settings
         level: ImportanceSamplingLevel = "token" if settings.loss_type == "gmpo" else self.level
-        level = "sequence" if level == "sequence_token" else level
         weight = tokens.log_importance(level).exp()
         counted = tokens.rows[:, None] if level == "sequence" else tokens.seen
 

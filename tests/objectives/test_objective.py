@@ -257,6 +257,19 @@ def test_ratio_metrics_count_each_ratio_once() -> None:
     assert make_objective(_settings("sapo", "token"))(inputs, _counts(inputs)).metrics["ratio/clip_frac"].item() == 0.0
 
 
+def test_gmpo_counts_what_is_clipped_in_log_space() -> None:
+    """1.27 lies between 1.25 and exp(.25), 0.81 between 0.8 and exp(-.2): only the latter is beyond its bound."""
+    for ratio, advantage, clipped in ((1.27, 1.0, 0.0), (1.29, 1.0, 1.0), (0.81, -1.0, 1.0), (0.82, -1.0, 0.0)):
+        logp = torch.full((1, 2), ratio, dtype=torch.float64).log().requires_grad_()
+        inputs = LossInputs(
+            logp, torch.zeros(1, 2), None, torch.tensor([advantage]), torch.ones(1, 2, dtype=torch.bool)
+        )
+        out = make_objective(_settings("gmpo", "sequence"))(inputs, _counts(inputs))
+        assert out.metrics["ratio/clip_frac"].item() == clipped
+        (gradient,) = torch.autograd.grad(out.loss, logp)
+        assert (gradient == 0).all().item() == bool(clipped)
+
+
 def test_shares_of_the_loss_are_reported_apart() -> None:
     inputs = _batch(7)
     plain = make_objective(_settings("dapo", "token"))(inputs, _counts(inputs))
