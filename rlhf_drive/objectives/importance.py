@@ -1,8 +1,8 @@
 """How far the policy has moved from the one that sampled, per token, per decode step or per sequence.
 
 With ``d_t = logp_t - old_logp_t``: ``token`` takes ``d_t`` (GRPO, 2402.03300); ``sequence`` the row's mean of ``d_t``
-(GSPO, 2507.18071, eq. 7); ``sequence_token`` has that mean as its value, but each token's weight moves with its own
-log-probability only, ``sg[mean d] + d_t - sg[d_t]`` (GSPO-token, eq. 14); ``step`` the mean of ``d_t`` over the tokens
+(GSPO, 2507.18071); ``sequence_token`` has that mean as its value, but each token's weight moves with its own
+log-probability only, ``sg[mean d] + d_t - sg[d_t]`` (GSPO-token, same paper); ``step`` the mean of ``d_t`` over the tokens
 decided in the same decode step.
 """
 

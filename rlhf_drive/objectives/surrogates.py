@@ -42,7 +42,7 @@ def clipped_surrogate(
 
 
 def cispo_surrogate(weight: Tensor, advantages: Tensor, logp: Tensor, cap: float) -> Tensor:
-    """``sg[min(w, cap)] A logp`` (CISPO, 2506.13585, eq. 4, with TRL's one bound).
+    """``sg[min(w, cap)] A logp`` (CISPO, 2506.13585, with TRL's one bound).
 
     The weight is clipped, not the update: no token ever loses its gradient, but none weighs more than `cap`.
 
@@ -73,7 +73,7 @@ def sapo_surrogate(weight: Tensor, advantages: Tensor, temperature_pos: float, t
 def geometric_mean_weight(
     log_ratio: Tensor, advantages: Tensor, mask: Tensor, epsilon: float, epsilon_high: float
 ) -> Tensor:
-    """``exp(mean_t c_t)``, GMPO's weight of a row (2507.20673, eq. 4); times A it is what is maximised.
+    """``exp(mean_t c_t)``, GMPO's weight of a row (2507.20673); times A it is what is maximised.
 
     ``c_t = min(d_t, epsilon_high)`` where ``A > 0`` and ``max(d_t, -epsilon)`` where ``A < 0``, with ``d_t`` the
     token's log ratio: clipped in log space, token by token, and only on the side on which the update would overshoot.
