@@ -13,7 +13,7 @@ from torch.nn import functional
 from rlhf_drive.errors import DataError
 from rlhf_drive.likelihood.base import tempered_logp
 from rlhf_drive.policies import Architecture, DecodeTrace, Decoding, Policy, SceneContext, TrajectoryTokenizer, masked
-from rlhf_drive.policies.moe import RouterRecord, SparseMoE
+from rlhf_drive.policies.moe import ROUTINGS, RouterRecord, SparseMoE
 from rlhf_drive.policies.transformer import DecoderLayer
 
 ARCHITECTURE = Architecture(
@@ -88,12 +88,14 @@ def test_replayed_experts_get_live_gates_with_gradient() -> None:
         assert a.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("order", ["causal", "random", "confidence"])
-def test_the_samplers_routing_replays_to_the_behaviour_probability(order: str) -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_the_samplers_routing_replays_to_the_behaviour_probability(order: str, routing: str) -> None:
+    policy = make_policy(routing=routing, capacity_factor=0.25)
     trace = sample(policy, order)
     assert trace.experts is not None
-    assert trace.experts.shape == (4, SCENES * GROUP, 2, policy.tokenizer.length * 2)
+    # 16 tokens of 2 experts, or 4 experts of 4 tokens.
+    assert trace.experts.shape == (4, SCENES * GROUP, 2, {"token_choice": 32, "expert_choice": 16}[routing])
     ratio = (logp(policy, trace, replay=True) - trace.logp.sum(dim=(0, 2))).exp()
     assert torch.allclose(ratio, torch.ones(len(trace)), atol=1e-5)
 
@@ -130,8 +132,9 @@ def moved(policy: Policy, start: list[Tensor], way: list[Tensor], s: float) -> N
 
 
 @torch.no_grad()
-def test_where_an_expert_flips_the_free_ratio_jumps_and_the_replayed_one_does_not() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_where_an_expert_flips_the_free_ratio_jumps_and_the_replayed_one_does_not(routing: str) -> None:
+    policy = make_policy(routing=routing)
     for layer in policy.decoder.layers:
         layer.moe.down.mul_(4.0)
     trace = sample(policy)
@@ -168,8 +171,9 @@ def test_where_an_expert_flips_the_free_ratio_jumps_and_the_replayed_one_does_no
     assert float((logp(policy, trace, replay=True) - base).abs().max()) > 1e-2
 
 
-def test_the_router_learns_under_replay() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_the_router_learns_under_replay(routing: str) -> None:
+    policy = make_policy(routing=routing)
     trace = sample(policy)
     logp(policy, trace, replay=True).sum().backward()
     for layer in policy.decoder.layers:
@@ -206,10 +210,11 @@ def gradients(policy: Policy, record: RouterRecord | None) -> list[Tensor]:
     return [g for g in found if g is not None]
 
 
+@pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("tied", [False, True], ids=["free", "tied"])
 @pytest.mark.parametrize("recorded", [False, True], ids=["no record", "record"])
-def test_checkpointed_layers_give_the_same_gradients_to_the_last_bit(tied: bool, recorded: bool) -> None:
-    policy = make_policy(dropout=0.1).train()
+def test_checkpointed_layers_give_the_same_gradients_to_the_last_bit(tied: bool, recorded: bool, routing: str) -> None:
+    policy = make_policy(dropout=0.1, routing=routing).train()
     if tied:
         with torch.no_grad():
             for layer in policy.decoder.layers:
@@ -224,8 +229,11 @@ def test_checkpointed_layers_give_the_same_gradients_to_the_last_bit(tied: bool,
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_a_layer_computed_again_keeps_its_experts_though_ties_fall_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_layer_computed_again_keeps_its_experts_though_ties_fall_otherwise(
+    monkeypatch: pytest.MonkeyPatch, routing: str
+) -> None:
+    policy = make_policy(routing=routing)
     with torch.no_grad():
         for layer in policy.decoder.layers:
             layer.moe.router.weight.zero_()
@@ -247,14 +255,33 @@ def test_a_layer_computed_again_keeps_its_experts_though_ties_fall_otherwise(mon
     assert calls == len(policy.decoder.layers)
 
 
-def test_replay_and_checkpointing_go_together() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_replay_and_checkpointing_go_together(routing: str) -> None:
+    policy = make_policy(routing=routing)
     with torch.no_grad():
         trace = sample(policy)
     results = []
     for policy.decoder.checkpointing in (False, True):
         policy.zero_grad()
-        with torch.random.fork_rng():
-            logp(policy, trace, replay=True).sum().backward()
+        logp(policy, trace, replay=True).sum().backward()
         results.append([p.grad.clone() for p in policy.decoder.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_checkpointed_layers_keep_little_for_the_backward_pass() -> None:
+    """Bytes that the graph holds, weights too, counted where autograd saves them."""
+    policy = make_policy(decoder_layers=4)
+    state = torch.full((SCENES * GROUP, 16), policy.vocab_size)
+    where, context = torch.ones_like(state, dtype=torch.bool), make_context(policy)
+    held = {}
+    for policy.decoder.checkpointing in (False, True):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            policy.action_logits(state, torch.zeros(len(state)), context, where)
+        held[policy.decoder.checkpointing] = sum(kept.values())
+    assert held[True] < 0.4 * held[False]
