@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rlhf_drive.errors import TrainingError
 from rlhf_drive.policies.checkpoints import replace_folder
 
-__all__ = ["CHECKED", "Evidence", "check_finite", "check_gradients"]
+__all__ = ["CHECKED", "Evidence", "check_finite", "check_gradients", "clip_gradients"]
 
 CHECKED = ("loss", "logp", "old_logp", "ref_logp", "advantages")
 """Tensors that must be finite; the log-probabilities where `mask` says so. `rewards` are NaN where invalid."""
@@ -82,8 +82,7 @@ def check_gradients(norm: Tensor, evidence: Evidence, policy: nn.Module, folder:
     before the update, with :meth:`Evidence.concatenate`, the batch.
 
     Args:
-        norm: Scalar, norm of all gradients *before* clipping: ``clip_grad_norm_`` spreads NaN over all parameters, so
-            that the guilty ones could not be told. Use ``get_total_norm``, then this, then ``clip_grads_with_norm_``.
+        norm: Scalar, norm of all gradients before clipping; see :func:`clip_gradients`.
         evidence: Of the rows whose gradients were added last.
         policy: Holds the gradients.
         folder: Of the stage.
@@ -93,6 +92,31 @@ def check_gradients(norm: Tensor, evidence: Evidence, policy: nn.Module, folder:
     """
     if not bool(torch.isfinite(norm)):
         raise _stop(evidence, _not_finite(evidence), policy, folder, norm=norm)
+
+
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], max_norm: float, evidence: Evidence, policy: nn.Module, folder: Path | None
+) -> Tensor:
+    """``clip_grad_norm_`` with :func:`check_gradients` in between: clipping spreads NaN over all gradients, after which
+    the guilty ones could not be told.
+
+    Args:
+        parameters: Those whose gradients are clipped.
+        max_norm: Gradients are scaled down to this norm.
+        evidence: See :func:`check_gradients`.
+        policy: See :func:`check_gradients`.
+        folder: See :func:`check_gradients`.
+
+    Returns:
+        The norm before clipping.
+
+    Raises:
+        TrainingError: See :func:`check_gradients`.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    check_gradients(norm, evidence, policy, folder)
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _row_axis(name: str) -> int:

@@ -68,7 +68,6 @@ class FrozenReference:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = copy.deepcopy(policy).requires_grad_(False).eval()
-        self._policy.zero_grad(set_to_none=True)  # a copy would carry the gradients of the original along
         self._moved = False
 
     @contextmanager

@@ -29,7 +29,8 @@ RATE = 0.3
 LEAST = 1e-6
 """Smallest weight: scenes that never differ still have an order among them."""
 EXTRA, WEIGHTED = 1, 2
-"""Purposes that random numbers are keyed by, beside seed, step and how many scenes the step has already."""
+"""Purposes that random numbers are keyed by, beside seed and step. All calls of a step share them: further scenes are
+those that a longer draw would have given."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def choose_uniform(seed: int, step: int, count: int, number: int, taken: Set[int
     """
     if not taken:
         return scene_order(seed, step, count, number)
-    order = _generator(seed, step, len(taken), EXTRA).permutation(count).tolist()
+    order = _generator(seed, step, EXTRA).permutation(count).tolist()
     return [scene for scene in order if scene not in taken][:number]
 
 
@@ -112,7 +113,7 @@ def choose_informative(
     open_[chosen] = False
     rest = np.flatnonzero(open_)
     weight = np.maximum(state.estimate[rest], LEAST)
-    keys = np.log1p(-_generator(seed, step, len(taken), WEIGHTED).random(count)[rest]) / weight
+    keys = np.log1p(-_generator(seed, step, WEIGHTED).random(count)[rest]) / weight
     drawn: list[int] = rest[np.argsort(-keys, kind="stable")][: number - len(chosen)].tolist()
     return chosen + drawn
 
@@ -126,9 +127,9 @@ def longest_wait(count: int, number: int) -> int:
     return math.ceil(count / number) + math.ceil((2 * count - 1) / (number * FLOOR)) + 1
 
 
-def _generator(seed: int, step: int, taken: int, purpose: int) -> np.random.Generator:
+def _generator(seed: int, step: int, purpose: int) -> np.random.Generator:
     """Keyed as `scene_order` is, but far away in the counter, so that no number serves twice."""
-    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, taken, purpose]))
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, purpose]))
 
 
 class SceneVisits:

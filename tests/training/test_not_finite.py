@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_drive.errors import TrainingError
-from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients
+from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients, clip_gradients
 
 NAN, INF = torch.nan, torch.inf
 SCENES = ["a", "a", "b", "b", "c", "c"]
@@ -145,6 +145,22 @@ def test_gradients_are_named_by_parameter(policy: nn.Module, tmp_path: Path, nor
         check_gradients(found, evidence(), policy, tmp_path)
     assert "Lower rl.learning_rate or set rl.ratio_limit" in str(error.value)
     assert read(tmp_path)[1]["gradient_norm"] == str(norm)
+
+
+def test_clipping_is_torchs_and_does_not_hide_the_guilty(policy: nn.Module, tmp_path: Path) -> None:
+    ours, theirs = list(policy.parameters()), [nn.Parameter(p.detach().clone()) for p in policy.parameters()]
+    for max_norm in (1e9, 0.3, 0.3):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(i))
+            b.grad = a.grad.clone()
+        norm = clip_gradients(ours, max_norm, evidence(), policy, tmp_path)
+        assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm))
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
+    assert ours[3].grad is not None
+    ours[3].grad.fill_(NAN)
+    with pytest.raises(TrainingError, match=r"gradients 1\.bias; scenes"):
+        clip_gradients(ours, 0.3, evidence(), policy, tmp_path)
+    assert read(tmp_path)[1]["gradients_not_finite"] == ["1.bias"]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_sync_takes_the_policy_itself_and_keeps_what_is_alike_to_the_bit() -> No
     policy = make(0)
     reference = FrozenReference(policy)
     for _ in range(20):
-        reference.sync(policy, 0.3)
+        reference.sync(policy, 0.6)
     with reference.using() as frozen:
         assert equal(weights(frozen), weights(policy))
     other = make(1)

@@ -103,6 +103,7 @@ def test_where_nothing_is_replaced_the_first_sample_itself_is_used(differing: se
 def test_a_search_in_vain_is_counted() -> None:
     found = World(set()).fill(6, 4)
     assert found.scenes == found.experience == found.first == list(range(6))
+    assert found.experience is not found.first  # it carries the seconds of all that was sampled
     assert found.metrics == {
         "groups/kept": 0.0, "groups/resampled_frac": 4 / 6, "groups/sampled_degenerate_frac": 1.0,
     }  # fmt: skip

@@ -45,8 +45,8 @@ def test_further_scenes_are_fresh_and_keyed(mode: str) -> None:
     assert len(set(found)) == 4
     assert not set(found) & set(base)
     assert chosen(0, 7, base[::-1]) == found
-    others = [chosen(1, 7, base), chosen(0, 8, base), chosen(0, 7, [*base, found[0]])]
-    assert all(other != found for other in others)
+    assert all(other != found for other in (chosen(1, 7, base), chosen(0, 8, base)))
+    assert found == chosen(0, 7, base, 1) + chosen(0, 7, [*base, found[0]], 3)  # however the draw is cut
     assert sorted(chosen(0, 7, list(range(18)))) == [18, 19]  # no more are left
     assert chosen(0, 7, list(range(20))) == []
     # All the rest is as likely: 400 draws of 4 of 15, expected 106.7 each, standard deviation 8.8.
@@ -72,6 +72,18 @@ def test_unseen_scenes_also_come_first_as_replacements() -> None:
     assert batch + more == scene_order(0, 0, 12, 12)[:7]
     visits.saw(0, batch + more, [True] * 7)
     assert visits.choose(1, 5) == scene_order(0, 0, 12, 12)[7:]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_scene_comes_twice_in_a_step_whatever_is_remembered(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    state = VisitState(random.random(12), random.integers(0, 2, 12), np.zeros(12, np.int64))
+    unseen = set(np.flatnonzero(state.visits == 0).tolist())
+    for step in range(8):
+        number = int(random.integers(1, 13))
+        chosen = choose_informative(state, seed, step, number)
+        assert len(set(chosen)) == len(chosen) == number
+        assert set(chosen[: len(unseen)]) == unseen or set(chosen) <= unseen
 
 
 def test_estimate_by_hand() -> None:
