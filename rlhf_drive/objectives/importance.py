@@ -2,7 +2,7 @@
 
 With ``d_t = logp_t - old_logp_t``: ``token`` takes ``d_t`` (GRPO, 2402.03300); ``sequence`` the row's mean of ``d_t``
 (GSPO, 2507.18071); ``sequence_token`` has that mean as its value, but each token's weight moves with its own
-log-probability only, ``sg[mean d] + d_t - sg[d_t]`` (GSPO-token, same paper); ``step`` the mean of ``d_t`` over the tokens
+log-probability only, ``sg[mean d] + d_t - sg[d_t]`` (GSPO-token); ``step`` the mean of ``d_t`` over the tokens
 decided in the same decode step.
 """
 
