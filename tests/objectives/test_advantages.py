@@ -153,12 +153,26 @@ def test_decoupled_terms_by_hand() -> None:
 def test_decoupled_groups_are_degenerate_by_term() -> None:
     terms = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.4, 0.4], [0.4, 0.4]], dtype=torch.float64)
     inputs = AdvantageInputs(terms.sum(1), torch.ones(4, dtype=torch.bool), 2, terms)
+    for one in (0, 1):  # a single term that differs is enough, whichever it is
+        single = torch.full((2, 2), 0.5, dtype=torch.float64)
+        single[0, one] = 1.0
+        found = make_advantages(AdvantageSettings("gdpo"))(AdvantageInputs(single.sum(1), torch.ones(2) > 0, 2, single))
+        assert found.degenerate.tolist() == [False]
     # Both groups have equal totals; the first one's terms differ.
     assert make_advantages(AdvantageSettings("gdpo"))(inputs).degenerate.tolist() == [False, True]
     assert make_advantages(AdvantageSettings())(inputs).degenerate.tolist() == [True, True]
     assert make_advantages(AdvantageSettings("gdpo", spread_tolerance=1.0))(inputs).degenerate.tolist() == [True, True]
     with pytest.raises(ConfigError, match="no terms were given"):
         make_advantages(AdvantageSettings("gdpo"))(replace(inputs, terms=None))
+
+
+def test_invalid_rows_have_no_decoupled_advantage_at_all() -> None:
+    """Not even what rounding leaves of the batch's mean."""
+    terms = torch.rand(12, 3, generator=torch.Generator().manual_seed(0)) * 7
+    valid = torch.tensor([True, True, True, False] * 3)
+    values = make_advantages(AdvantageSettings("gdpo"))(AdvantageInputs(terms.sum(1), valid, 4, terms)).values
+    assert values[valid].mean().item() != 0.0
+    assert values[~valid].tolist() == [0.0] * 3
 
 
 def test_statistics_of_the_groups() -> None:
