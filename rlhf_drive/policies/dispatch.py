@@ -33,12 +33,8 @@ class Pairs:
 def _slices(x: Tensor, up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
     """Expert after expert. Small slices stay in the cache, and one `unbind` lets the gradient of the weights be written
     once: that of ``up[e]`` would be a full ``[E, d, h]`` for every expert."""
-    pieces = [
-        functional.gelu(piece @ w_up) @ w_down
-        for piece, w_up, w_down in zip(x.split(counts.tolist()), up.unbind(), down.unbind(), strict=True)
-        if len(piece)
-    ]
-    return torch.cat(pieces) if pieces else x
+    slices = zip(x.split(counts.tolist()), up.unbind(), down.unbind(), strict=True)
+    return torch.cat([functional.gelu(piece @ w_up) @ w_down for piece, w_up, w_down in slices])
 
 
 def _grouped(x: Tensor, up: Tensor, down: Tensor, counts: Tensor) -> Tensor:

@@ -87,6 +87,25 @@ def test_logits_and_gates_stay_in_float32(moe: SparseMoE, whole: bool, kernel: s
     assert not torch.equal(out.float(), reference)
 
 
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_experts_compute_in_the_dtype_of_autocast(moe: SparseMoE, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, run = [], KERNELS[kernel]
+
+    def spy(*inputs: torch.Tensor) -> torch.Tensor:
+        seen.extend(value.dtype for value in inputs[:3])
+        return run(*inputs)
+
+    monkeypatch.setitem(KERNELS, kernel, spy)
+    moe.kernel = kernel
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moe(torch.randn(3, 8))
+    assert seen == [torch.bfloat16] * 3
+
+
+def test_no_tokens_give_no_tokens(moe: SparseMoE) -> None:
+    assert moe(torch.randn(0, 8)).shape == (0, 8)
+
+
 def test_gradients_flow_through_autocast(moe: SparseMoE) -> None:
     x = torch.randn(37, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
