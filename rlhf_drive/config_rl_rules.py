@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlhf_drive.config_schema import ACTION_TOKENS, POLICY_FILE, CompareSection, Recipe, RlSection, RolloutSection
 from rlhf_drive.likelihood_fits import STEPPED, refusal, steps_refusal
+from rlhf_drive.objective_rules import ADVANTAGES, combination_problems, name_problem
 
 __all__ = ["find_rl_conflicts", "process_of_checkpoint"]
 
@@ -83,11 +84,16 @@ def _likelihood(rl: RlSection, process: str | None) -> Iterator[str]:
 
 
 def _rest(recipe: Recipe, rl: RlSection) -> Iterator[str]:
+    for problem in (*name_problem("advantages", rl.advantages, ADVANTAGES), *combination_problems(rl)):
+        key, _, rest = problem.partition(" ")
+        yield f"{key}: {rest.removeprefix('= ')}"
     if rl.sync_ref_model and rl.beta == 0:
         yield "rl.sync_ref_model: has no effect with beta 0. Set it to false, or beta above 0"
     if rl.sync_ref_model and rl.lora_rank:
         yield "rl.sync_ref_model: the reference of a LoRA run is the policy without adapters. Set it to false"
     if rl.advantages == "gdpo" and recipe.reward and recipe.reward.gates:
         yield "rl.advantages: gdpo normalises each term by itself, which gates do not allow. Use terms only"
+    if rl.lora_rank and (rl.load_balance_coef or rl.router_z_coef):
+        yield "rl.lora_rank: adapters leave routers as they are. Set load_balance_coef and router_z_coef to 0"
     if rl.ratio_limit and rl.ratio_limit <= 1:
         yield f"rl.ratio_limit: ratios start at 1, so it must be above 1, or 0 for none; got {rl.ratio_limit:g}"

@@ -31,8 +31,8 @@ class Probes:
     """``[N]`` bool: rows with a negative advantage, for estimators that bound those from above; None before it is
     known."""
     experts: Tensor | None = None
-    """``[P, N, layers, A]`` int16: routing to be replayed in each copy's forward pass; None lets the live router
-    choose."""
+    """``[P, N, layers, A]`` integers: routing to be replayed in each copy's forward pass, as `RouterRecord.choices`
+    gives it; None lets the live router choose."""
 
     def rows(self, index: Tensor) -> Probes:
         """The probes of the rollouts in `index` (long or bool ``[N]``)."""

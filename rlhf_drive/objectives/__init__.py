@@ -1,7 +1,7 @@
 """Advantages and policy objectives: pure functions on tensors that know no policy and no process."""
 
+from rlhf_drive.objective_rules import ADVANTAGES, LOSS_TYPES
 from rlhf_drive.objectives.advantages import (
-    ADVANTAGES,
     SCALE_REWARDS,
     AdvantageEstimator,
     ScaleRewards,
@@ -14,7 +14,7 @@ from rlhf_drive.objectives.base import LossInputs, LossOutputs, Objective, merge
 from rlhf_drive.objectives.groups import AdvantageInputs, Advantages
 from rlhf_drive.objectives.importance import IMPORTANCE_SAMPLING_LEVELS
 from rlhf_drive.objectives.kl import KL_ESTIMATORS, reward_penalty
-from rlhf_drive.objectives.make import LOSS_TYPES, make_objective, objective_problems
+from rlhf_drive.objectives.make import make_objective, objective_problems
 from rlhf_drive.objectives.objective import PolicyObjective
 from rlhf_drive.objectives.settings import AdvantageSettings, ObjectiveSettings
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlhf_drive.errors import ConfigError, PluginError, did_you_mean
+from rlhf_drive.objective_rules import ADVANTAGES, name_problem
 from rlhf_drive.objectives.groups import STD_EPS, AdvantageInputs, Advantages, Groups
 from rlhf_drive.objectives.make import load_part
 from rlhf_drive.objectives.settings import AdvantageSettings
@@ -36,8 +37,6 @@ __all__ = [
 
 ScaleRewards = Literal["none", "group", "batch"]
 SCALE_REWARDS: tuple[str, ...] = get_args(ScaleRewards)
-ADVANTAGES = ("group_mean", "rloo", "gdpo")
-"""Estimators that have a name."""
 
 
 class AdvantageEstimator(Protocol):
@@ -190,8 +189,7 @@ def make_advantages(settings: AdvantageSettings) -> AdvantageEstimator:
 
 def advantage_problems(settings: AdvantageSettings) -> Iterator[str]:
     """What is wrong with `settings`, a sentence each; nothing is loaded."""
-    if not is_plugin(settings.advantages) and settings.advantages not in ADVANTAGES:
-        yield f"rl.advantages = {settings.advantages!r} does not exist. {did_you_mean(settings.advantages, ADVANTAGES)}"
+    yield from name_problem("advantages", settings.advantages, ADVANTAGES)
     yield from _scaling_problems(settings.scale_rewards, settings.spread_tolerance)
     if not (settings.reward_scale > 0 and math.isfinite(settings.reward_scale)):
         yield f"rl.reward_scale = {settings.reward_scale} must be positive; it multiplies the advantages."

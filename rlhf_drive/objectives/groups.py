@@ -119,8 +119,7 @@ class Advantages:
 
         ``groups/degenerate_frac`` is the share that teaches nothing. Part of it are ``groups/all_best_frac``, groups in
         which every rollout reached the batch's highest reward (nothing left to learn), and ``groups/all_worst_frac``,
-        those in which each got its lowest (too hard as yet). ``groups/best`` is the mean of the groups' highest reward,
-        what choosing the best of G would score; ``groups/spread`` that of highest minus lowest.
+        those in which each got its lowest (too hard as yet). ``groups/spread`` is the mean of highest minus lowest.
         """
         scored = ~self.best.isnan()
         best, worst, flat = self.best[scored], self.worst[scored], self.degenerate[scored]
@@ -129,7 +128,6 @@ class Advantages:
         return {
             "groups/degenerate_frac": float(self.degenerate.float().mean()),
             "groups/spread": float(self.spread.mean()),
-            "groups/best": float(best.mean()) if len(best) else 0.0,
             "groups/all_best_frac": float((flat & (best == top)).sum()) / count,
             "groups/all_worst_frac": float((flat & (worst == bottom)).sum()) / count,
         }

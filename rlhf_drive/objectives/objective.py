@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_drive.errors import ConfigError, PluginError
+from rlhf_drive.objective_rules import CLIPPED
 from rlhf_drive.objectives.aggregate import Aggregation, Denominators, aggregate
 from rlhf_drive.objectives.base import LossInputs, LossOutputs, Objective
 from rlhf_drive.objectives.importance import ImportanceSamplingLevel, log_importance, step_share
@@ -28,7 +29,7 @@ from rlhf_drive.objectives.surrogates import (
     weighted_likelihood,
 )
 
-__all__ = ["AGGREGATION_OF", "CLIPPED", "PolicyObjective"]
+__all__ = ["AGGREGATION_OF", "PolicyObjective"]
 
 AGGREGATION_OF: Mapping[str, Aggregation] = {
     "grpo": "grpo",
@@ -42,8 +43,6 @@ AGGREGATION_OF: Mapping[str, Aggregation] = {
     "wll": "grpo",
 }
 """How each `loss_type` averages over tokens."""
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-"""Loss types whose policy term is the clipped surrogate; they differ in the aggregation only."""
 WHOLE_SEQUENCE = ("sequence", "sequence_token")
 
 

@@ -26,7 +26,8 @@ class Decoding:
     """How to sample. Example: ``Decoding(steps=8, order="causal", temperature=1.0, top_k=0)``."""
 
     steps: int
-    """K: decode steps, 1 … L; positions are spread over them as evenly as possible."""
+    """K: decode steps. 1 … L of a masked policy, whose positions are spread over them as evenly as possible; L of an
+    autoregressive one; any number of a flow."""
     order: str
     """One of `DECODE_ORDERS`."""
     temperature: float

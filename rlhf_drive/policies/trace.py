@@ -44,9 +44,9 @@ class DecodeTrace:
     weight_version: int
     """Version of the weights that sampled."""
     experts: Tensor | None = None
-    """``[K, N, layers, A]`` int16: the routing of each state's forward pass, as `RouterRecord.choices` gives it; with
-    `prefix`, ``[1, N, layers, A]`` of the finished plan's. A likelihood replays it where it is there; None lets the
-    live router choose."""
+    """``[K, N, layers, A]`` integers: the routing of each state's forward pass, as `RouterRecord.choices` gives it;
+    with `prefix`, ``[1, N, layers, A]`` of the finished plan's. A likelihood replays it where it is there; None lets
+    the live router choose."""
     prefix: bool = False
     """Whether state k is the finished plan cut off before its scored positions, and the network causal, so that one
     forward over the finished plan gives the logits of all K steps (autoregressive policies)."""

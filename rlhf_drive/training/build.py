@@ -13,11 +13,11 @@ from accelerate import Accelerator
 
 from rlhf_drive.config import CompareSection, ProcessSection, Recipe, RlSection, RolloutSection
 from rlhf_drive.config_schema import PROCESS_KEYS
-from rlhf_drive.errors import CheckpointError, ConfigError
+from rlhf_drive.errors import ConfigError
 from rlhf_drive.likelihood import make_likelihood
 from rlhf_drive.objectives import AdvantageSettings, ObjectiveSettings, make_advantages, make_objective
 from rlhf_drive.policies import Architecture, Decoding, Policy, TrajectoryTokenizer, load_policy
-from rlhf_drive.policies.checkpoints import describe_difference
+from rlhf_drive.policies.checkpoints import check_same
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.lora import LoraSettings, add_lora
 from rlhf_drive.training.collect import Sampling
@@ -67,9 +67,7 @@ def build_policy(recipe: Recipe, device: torch.device) -> Policy:
         policy = Policy(architecture, tokenizer, recipe.process.name, process_options(recipe.process))
     if recipe.sft.policy:
         start = load_policy(Path(recipe.sft.policy))
-        if start.describe() != policy.describe():
-            difference = describe_difference(start.describe(), policy.describe())
-            raise CheckpointError(f"sft.policy {recipe.sft.policy} does not fit the recipe: {difference}.")
+        check_same(start, policy, f"sft.policy {recipe.sft.policy} does not fit the recipe")
         policy = start
     return policy.to(device)
 
@@ -124,7 +122,7 @@ def objective_settings(section: RlSection) -> ObjectiveSettings:
 
 def visiting_of(section: RlSection) -> Visiting:
     """Which scenes an RL step learns from."""
-    return Visiting(section.scene_visits, section.dynamic_sampling_budget, section.spread_tolerance)
+    return Visiting(section.scene_visits, section.dynamic_sampling_budget)
 
 
 def build_trainer(

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Policy, load_policy, save_policy
 from rlhf_drive.policies.adapter_files import save_adapter
-from rlhf_drive.policies.checkpoints import describe_difference, replace_folder, sha256
+from rlhf_drive.policies.checkpoints import check_same, replace_folder, sha256
 
 __all__ = ["CheckpointStore", "TrainingState", "publish_adapter", "publish_policy"]
 
@@ -115,9 +115,7 @@ class CheckpointStore:
         folder = self.folder / f"step-{steps[-1]:06d}"
         state = self._read_state(folder)
         stored = load_policy(folder, device=policy.device)
-        if stored.describe() != policy.describe():
-            difference = describe_difference(stored.describe(), policy.describe())
-            raise CheckpointError(f"{folder} holds another policy ({difference}). Resume with its own recipe.")
+        check_same(stored, policy, f"{folder} holds another policy", "Resume with its own recipe.")
         if not (folder / TRAINER).is_file() or sha256(folder / TRAINER) != state["sha256"]:
             raise CheckpointError(
                 f"{folder / TRAINER} is missing or does not match its checksum: truncated or altered. {_remove(folder)}"

@@ -31,7 +31,7 @@ from rlhf_drive.training.visiting import SceneVisits
 from rlhf_drive.training.watch import Watch
 from rollout import RolloutService
 
-__all__ = ["Visiting", "check_likelihood", "differing_groups", "reward_metrics", "train_rl"]
+__all__ = ["Visiting", "check_likelihood", "reward_metrics", "train_rl"]
 
 LOGPROB_TOLERANCE = 1e-3
 """Difference between a sampler's and a recomputed log-probability that rounding explains (nats): it is about 1e-5."""
@@ -78,15 +78,6 @@ def reward_metrics(scores: Scores, num_generations: int) -> dict[str, float]:
     return metrics
 
 
-def differing_groups(scores: Scores, num_generations: int, tolerance: float) -> NDArray[np.bool_]:
-    """``[S]`` whether a group's valid rewards differ by more than `tolerance`: only such groups teach anything."""
-    total = scores.total.reshape(-1, num_generations)
-    valid = scores.valid.reshape(-1, num_generations)
-    highest = np.where(valid, total, -np.inf).max(axis=1)
-    lowest = np.where(valid, total, np.inf).min(axis=1)
-    return np.asarray(valid.any(axis=1) & (highest - lowest > tolerance))
-
-
 @dataclass(frozen=True)
 class Visiting:
     """Which scenes an RL step learns from."""
@@ -95,8 +86,6 @@ class Visiting:
     """`uniform` or `informative`."""
     refill: float
     """Groups sampled at most in place of those that teach nothing, as a share of the step's scenes; 0 = none."""
-    spread_tolerance: float
-    """Groups whose rewards differ by no more teach nothing."""
 
 
 def train_rl(
@@ -144,7 +133,7 @@ def train_rl(
     for step in range(first, settings.max_steps):
         started = time.perf_counter()
         rollouts.push_weights(policy, step)
-        filled = _filled(visits, rollouts, rewards, scenes, sampling, visiting, max_invalid_fraction, step)
+        filled = _filled(trainer, visits, rollouts, rewards, scenes, sampling, visiting, max_invalid_fraction, step)
         visits.saw(step, filled.visited, filled.informative.tolist())
         batch, experience = [scenes[i] for i in filled.scenes], filled.experience
         metrics = {
@@ -180,6 +169,7 @@ def train_rl(
 
 
 def _filled(
+    trainer: RlTrainer,
     visits: SceneVisits,
     rollouts: RolloutService,
     rewards: RewardService,
@@ -191,15 +181,21 @@ def _filled(
 ) -> Filled[Experience]:
     """The step's scored groups; those that teach nothing give way to fresh ones while the budget lasts."""
 
+    parts: list[Scores] = []
+
     def sample(index: list[int]) -> Experience:
         experience = collect(rollouts, rewards, [scenes[i] for i in index], sampling, step=step)
-        check_invalid(experience.scores, max_invalid_fraction)
+        parts.append(experience.scores)
+        # Over the whole step so far: a round may be a single scene.
+        check_invalid(Scores.concatenate(parts), max_invalid_fraction)
         return experience
 
-    def informative(experience: Experience) -> NDArray[np.bool_]:
-        return differing_groups(experience.scores, sampling.num_generations, visiting.spread_tolerance)
-
     return fill(
-        lambda number, taken: visits.choose(step, number, taken), sample, informative, join_experiences, select_groups,
-        want=sampling.scenes_per_step, budget=extra_groups(visiting.refill, sampling.scenes_per_step),
-    )  # fmt: skip
+        lambda number, taken: visits.choose(step, number, taken),
+        sample,
+        lambda experience: trainer.informative(experience.scores, sampling.num_generations),
+        join_experiences,
+        select_groups,
+        want=sampling.scenes_per_step,
+        budget=extra_groups(visiting.refill, sampling.scenes_per_step),
+    )

@@ -233,6 +233,7 @@ def _sft_step(
         "moe/balance": float(balance.detach()),
         "moe/router_z": float(z.detach()),
         "moe/load_cv": record.load_cv(),
+        "moe/dropped_frac": record.dropped_frac(),
         "optim/grad_norm": float(norm),
         "optim/learning_rate": optimizer.param_groups[0]["lr"],
     }

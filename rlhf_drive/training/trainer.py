@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rewards.carriers import Scores
@@ -32,7 +34,7 @@ from rlhf_drive.training.ema import EmaWeights
 from rlhf_drive.training.extra_losses import cloning_loss, router_loss
 from rlhf_drive.training.guards import LimitGuard, Limits
 from rlhf_drive.training.logp_source import LogpSource
-from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients
+from rlhf_drive.training.not_finite import Evidence, check_finite, clip_gradients
 from rlhf_drive.training.reference import ReferencePolicy, sync_due
 from rlhf_drive.training.schedule import learning_rate_scale
 from rlhf_drive.training.update_batch import MicroBatch, UpdateBatch
@@ -140,6 +142,7 @@ class RlTrainer:
         self.guard = LimitGuard(settings.limits, policy, self.optimizer)
         self.first_routing: RouterRecord | None = None
         self.likelihood_s = 0.0
+        self.seen: list[Evidence] = []
 
     def step(self, step: int, scenes: Sequence[Scene], rollout: Rollout, scores: Scores) -> dict[str, float]:
         """Learn from one batch of scored rollouts.
@@ -178,7 +181,7 @@ class RlTrainer:
                 break
             metrics["optim/grad_norm"] = self._update()
         else:
-            if settings.limits.active:
+            if settings.limits.active and settings.limits.on_limit != "next_batch":
                 self.guard.check(self._look_back(batch), step)
         self._follow(step)
         if settings.limits.active:
@@ -207,13 +210,21 @@ class RlTrainer:
             batch.ref_logp = self._reference_logp(batch)
             if batch.old_logp is None:
                 batch.old_logp = self._all_logp(self.policy, batch)
-            rewards = rewards - reward_penalty(batch.old_logp, batch.ref_logp, batch.mask, kl).cpu()
+            rewards = (
+                rewards - reward_penalty(batch.old_logp, batch.ref_logp, batch.mask, kl, batch.step_weight()).cpu()
+            )
         inputs = AdvantageInputs(rewards, batch.valid, rollout.num_generations, *self._reward_terms(scores))
         found = self.advantages(inputs)
         batch.learn_from(found)
         if kl.beta > 0 and batch.ref_logp is None and len(batch.kept):
             batch.ref_logp = self._reference_logp(batch)
         return batch, {**found.metrics(), "time/reference_s": time.perf_counter() - started}
+
+    def informative(self, scores: Scores, num_generations: int) -> NDArray[np.bool_]:
+        """``[S]`` whether a group's rewards, before any KL is taken off, leave something to learn."""
+        rewards, valid = torch.from_numpy(scores.total).float(), torch.from_numpy(scores.valid.copy())
+        inputs = AdvantageInputs(rewards, valid, num_generations, *self._reward_terms(scores))
+        return np.asarray((~self.advantages(inputs).degenerate).numpy())
 
     def _reward_terms(self, scores: Scores) -> tuple[Tensor | None, Tensor | None]:
         """Reward terms ``[N, C]`` and their weights ``[C]``; None where nobody said which they are."""
@@ -242,7 +253,7 @@ class RlTrainer:
 
     def _iteration(self, batch: UpdateBatch, so_far: Mapping[str, float], *, first: bool) -> dict[str, float]:
         """Accumulate the gradient of the whole batch, micro-batch by micro-batch; the batch's metrics."""
-        settings, found_metrics = self.settings, []
+        settings, found_metrics, self.seen = self.settings, [], []
         routing: RouterRecord | None = None
         for part in batch.micro_batches():
             started = time.perf_counter()
@@ -277,7 +288,7 @@ class RlTrainer:
             difference = torch.where(inputs.mask, inputs.logp.detach() - inputs.old_logp, 0.0).abs().max()
             found_metrics.append({**outputs.metrics, "loss/total": loss.detach(), "logprob_mismatch/max": difference})
             routing = routing or record
-            self._last_evidence = evidence
+            self.seen.append(evidence)
         merged = merge_metrics(found_metrics)
         if routing:
             self.first_routing = self.first_routing or routing
@@ -290,8 +301,8 @@ class RlTrainer:
 
     def _update(self) -> float:
         """One optimizer step on the accumulated gradient; its norm."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        check_gradients(norm, self._last_evidence, self.policy, self.folder)
+        evidence = Evidence.concatenate(self.seen)
+        norm = clip_gradients(self.parameters, self.settings.max_grad_norm, evidence, self.policy, self.folder)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -309,7 +320,7 @@ class RlTrainer:
     def _follow(self, step: int) -> None:
         """Averages and reference after a step's updates."""
         settings = self.settings
-        if self.ema:
+        if self.ema and not self.guard.undone:
             self.ema.update(self.policy)
         if self.reference and settings.sync_ref_model and sync_due(step + 1, settings.ref_model_sync_steps):
             self.reference.sync(self.policy, settings.ref_model_mixup_alpha)
@@ -335,10 +346,11 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _routing_metrics(routing: RouterRecord, first: RouterRecord) -> dict[str, float]:
-    """Of the first micro-batch: how even the load is, and how far routing has moved since the first pass."""
+    """Of the first micro-batch: how even the load is, and the share of slots whose expert is, or without replay would
+    be, another than in the first pass."""
     return {
         "moe/load_cv": routing.load_cv(),
-        "moe/routing_flip_frac": routing.flips(first),
+        "moe/routing_flip_frac": routing.flips(first) if routing.replay is None else routing.replay_flip_frac(),
         "moe/dropped_frac": routing.dropped_frac(),
     }
 

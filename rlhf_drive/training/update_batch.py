@@ -120,7 +120,7 @@ class UpdateBatch:
         """What the objective sees of a micro-batch."""
         rows, device = part.rows, self.mask.device
         assert self.old_logp is not None
-        old, logp, weight = self.old_logp[rows], found.logp, self._step_weight(len(rows))
+        old, logp, weight = self.old_logp[rows], found.logp, self.step_weight(rows)
         if weight is not None:  # a step that is not looked at has not moved
             logp = torch.where(weight > 0, logp, old)
         return LossInputs(
@@ -136,14 +136,18 @@ class UpdateBatch:
             weight=weight,
         )
 
-    def _step_weight(self, rows: int) -> Tensor | None:
-        """``[rows, T]`` K/m at the slots of the m of K steps that are looked at, 0 at others; None where all are."""
+    def step_weight(self, rows: Tensor | None = None) -> Tensor | None:
+        """``[rows, T]`` K/m at the slots of the m of K steps that are looked at, 0 at others; None where all are.
+
+        Args:
+            rows: Row numbers; all N by default.
+        """
         if self.steps is None:
             return None
         count, _, length = self.rollout.trace.state.shape
         weight = torch.zeros(count, device=self.mask.device)
         weight[self.steps] = count / len(self.steps)
-        return weight.repeat_interleave(length).expand(rows, -1)
+        return weight.repeat_interleave(length).expand(len(self.mask) if rows is None else len(rows), -1)
 
     def _step_of(self) -> Tensor | None:
         """``[T]`` decode step of each slot; None for likelihoods that look at the plan and not at the steps."""

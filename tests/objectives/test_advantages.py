@@ -185,7 +185,6 @@ def test_statistics_of_the_groups() -> None:
         {
             "groups/degenerate_frac": 5 / 6,
             "groups/spread": 1 / 6,
-            "groups/best": (1.0 + 0.3 + 0.9 + 1.0 + 0.0) / 5,
             "groups/all_best_frac": 1 / 6,
             "groups/all_worst_frac": 1 / 6,
         }
