@@ -65,6 +65,4 @@ def upper_bound(logp: Tensor, probes: Probes, beta: float) -> Tensor:
     counted = probes.weight > 0
     terms = (beta * logp + probes.weight.clamp(min=1e-30).log()).masked_fill(~counted, -torch.inf)
     covered = counted.any(dim=0)
-    # A token that nobody scores has -inf everywhere, and logsumexp no gradient there: it gets a finite stand-in.
-    terms = torch.where(covered, terms, 0.0)
     return torch.where(covered, terms.logsumexp(dim=0) / beta, 0.0)

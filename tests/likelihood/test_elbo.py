@@ -87,4 +87,4 @@ def test_draws_are_averaged() -> None:
         size = math.floor(row[0] * L) + 1
         mask = tuple(number in sorted(row[1:])[:size] for number in row[1:])
         expected += L / size * sum(hidden_logp(policy, plan, mask)) / 3
-    assert float(elbo(policy, CONTEXT, trace, probes).logp.sum()) == pytest.approx(expected, abs=1e-12)
+    assert elbo(policy, CONTEXT, trace, probes).logp.sum().item() == pytest.approx(expected, abs=1e-12)

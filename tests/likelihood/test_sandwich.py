@@ -96,8 +96,8 @@ def test_tokens_that_no_probe_scores_give_nothing_and_no_bad_gradient() -> None:
     logp = torch.tensor([[[-1.0, 0.0]], [[-2.0, 0.0]]], requires_grad=True)
     weight = torch.tensor([[[0.5, 0.0]], [[0.5, 0.0]]])
     value = upper_bound(logp, Probes(weight > 0, weight), 1.0)
-    assert float(value[0, 0]) == pytest.approx(-1.37989, abs=1e-5)  # log((e^-1 + e^-2) / 2)
-    assert float(value[0, 1]) == 0.0
+    assert value[0, 0].item() == pytest.approx(-1.37989, abs=1e-5)  # log((e^-1 + e^-2) / 2)
+    assert value[0, 1].item() == 0.0
     value.sum().backward()
     # The likelier copy gets the larger share: e^-1 / (e^-1 + e^-2).
     torch.testing.assert_close(logp.grad, torch.tensor([[[0.73106, 0.0]], [[0.26894, 0.0]]]), rtol=0, atol=1e-5)
