@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     found = likelihood(policy, CONTEXT, trace, probes)
     hidden = hidden_logp(policy, plan, (True, False, True))
     # UniGRPO's log-probability per token is the mean over hidden tokens, and so is the mean of our L slots.
-    assert float(found.logp.mean()) == pytest.approx(sum(hidden) / 2, abs=1e-12)
+    assert found.logp.mean().item() == pytest.approx(sum(hidden) / 2, abs=1e-12)
     assert bool(found.mask.all())
     assert float(found.logp[0, 1]) == 0.0
 
