@@ -43,6 +43,14 @@ from rollout import Rollout
 __all__ = ["RlTrainer", "TrainerSettings", "freeze_router"]
 
 
+FIRST_RATIOS = {
+    "ratio/mean": "ratio/first_mean",
+    "ratio/min": "ratio/first_min",
+    "ratio/max": "ratio/first_max",
+}
+"""What the ratio is called before the first update, where it is 1."""
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """Plain arguments of the update; a recipe's `rl` section gives them."""
@@ -173,8 +181,7 @@ class RlTrainer:
         for iteration in range(settings.num_iterations):
             merged = self._iteration(batch, metrics, first=iteration == 0)
             if iteration == 0:
-                names = [f"ratio/{end}" for end in ("mean", "min", "max") if f"ratio/{end}" in merged]
-                metrics |= {name.replace("/", "/first_"): merged[name] for name in names}
+                metrics |= {first: merged[now] for now, first in FIRST_RATIOS.items() if now in merged}
                 metrics["logprob_mismatch/max"] = merged["logprob_mismatch/max"]
             metrics |= {name: value for name, value in merged.items() if name != "logprob_mismatch/max"}
             if iteration > 0 and self.guard.check(merged, step):
