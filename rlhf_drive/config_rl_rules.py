@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_drive.config_schema import ACTION_TOKENS, POLICY_FILE, CompareSection, Recipe, RlSection, RolloutSection
-from rlhf_drive.likelihood_fits import STEPPED, refusal, steps_refusal
+from rlhf_drive.likelihood_fits import STEPPED, draws_refusal, refusal, replay_refusal, steps_refusal
 from rlhf_drive.objective_rules import ADVANTAGES, combination_problems, name_problem
 
 __all__ = ["find_rl_conflicts", "process_of_checkpoint"]
@@ -64,18 +64,20 @@ def _likelihood(rl: RlSection, process: str | None) -> Iterator[str]:
         yield f"rl.likelihood: {reason}"
     if rl.likelihood_steps and (reason := steps_refusal(rl.likelihood, rl.loss_type, rl.importance_sampling_level)):
         yield f"rl.likelihood_steps: {reason}"
-    if rl.router == "replay" and rl.likelihood not in STEPPED:
-        yield (
-            f"rl.router: the sampler's experts belong to the states it visited, and likelihood {rl.likelihood!r} looks "
-            "at others. Use record, or likelihood trace"
-        )
+    if rl.router == "replay" and (reason := replay_refusal(rl.likelihood)):
+        yield f"rl.router: {reason}"
+    if reason := draws_refusal(rl.likelihood, rl.likelihood_draws, rl.likelihood_antithetic):
+        yield f"rl.likelihood_antithetic: {reason}"
     if rl.likelihood == "sandwich" and rl.num_iterations > 1:
         yield (
             "rl.num_iterations: likelihood 'sandwich' has no ratio and is on-policy only. Use 1, or another "
             f"likelihood; got {rl.num_iterations}"
         )
-    if rl.likelihood_antithetic and rl.likelihood != "elbo":
-        yield f"rl.likelihood_antithetic: has no effect with likelihood {rl.likelihood!r}. Set it to false"
+    if rl.likelihood == "sandwich" and rl.beta > 0 and rl.kl_in == "reward":
+        yield (
+            "rl.kl_in: likelihood 'sandwich' bounds by the sign of the advantage, which a KL in the reward would "
+            "change. Use loss, or another likelihood"
+        )
     if rl.importance_sampling_level == "step" and rl.likelihood not in STEPPED:
         yield (
             f"rl.importance_sampling_level: likelihood {rl.likelihood!r} does not visit the decode steps that 'step' "

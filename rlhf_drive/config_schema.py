@@ -296,7 +296,7 @@ class RlSection:
     likelihood_draws: Count
     """Random masks that `coupled`, `elbo`, `sandwich` and `random_mask` average over."""
     likelihood_antithetic: bool
-    """Whether `elbo` draws its masks in complementary pairs."""
+    """Whether `elbo` and `sandwich` draw their masks in complementary pairs."""
     likelihood_steps: Annotated[int, Bounds(0, ACTION_TOKENS)]
     """Decode steps that `trace` and `marginal` look at, drawn anew for every update; 0 = all."""
     advantages: str

@@ -21,8 +21,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rlhf_drive.likelihood", "rlhf_drive.objectives"),
     ("rlhf_drive.policies",),
     ("rlhf_drive.scenes",),
-    ("rlhf_drive.registry", "rlhf_drive.config", "recipes"),
-    ("rlhf_drive.likelihood_fits",),
+    ("rlhf_drive.config", "recipes"),
+    ("rlhf_drive.likelihood_fits", "rlhf_drive.objective_rules"),
+    ("rlhf_drive.registry",),
     ("rlhf_drive.errors",),
 )
 """From the top down; a room imports from lower lines only, never from another room of its own line."""
@@ -34,6 +35,7 @@ NO_TORCH = (
     "rlhf_drive.config",
     "rlhf_drive.registry",
     "rlhf_drive.likelihood_fits",
+    "rlhf_drive.objective_rules",
     "rlhf_drive.errors",
     "recipes",
 )

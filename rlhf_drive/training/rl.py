@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rewards.carriers import Scores
 from rewards.reward_stats import reward_failures
