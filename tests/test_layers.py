@@ -124,7 +124,7 @@ def test_imports_point_down() -> None:
     [
         ("rlhf_drive.scenes.store", "rlhf_drive.policies.policy"),
         ("rewards.service", "rollout.service"),
-        ("rlhf_drive.config_build", "rlhf_drive.registry"),
+        ("rlhf_drive.likelihood_fits", "rlhf_drive.objective_rules"),
         ("rlhf_drive.objectives.kl", "rlhf_drive.likelihood"),
         ("rlhf_drive.training.rl", "rlhf_drive.compare.report"),
         ("rlhf_drive.compare.score", "rlhf_drive.cli_scenes"),
