@@ -318,7 +318,8 @@ class RlTrainer:
     def _look_back(self, batch: UpdateBatch) -> dict[str, float]:
         """Ratio and divergence after the last update, on the first micro-batch."""
         part = batch.micro_batches()[0]
-        inputs = batch.loss_inputs(part, self.source.logp(self.policy, batch, part)[0])
+        entropy = self.objective_settings.entropy_coef > 0
+        inputs = batch.loss_inputs(part, self.source.logp(self.policy, batch, part, entropy=entropy)[0])
         learned = inputs.learned_rows()
         tokens = (inputs.mask & learned[:, None]).sum()
         alone = replace(batch.denominators, sequences=float(learned.sum()), tokens=float(tokens), micro_batches=1)

@@ -81,6 +81,19 @@ def test_second_iteration_sees_a_moved_ratio(recipe: Recipe, scenes: list[Scene]
     assert 0.0 <= metrics["moe/routing_flip_frac"] < 0.5
 
 
+def test_limits_are_measured_after_the_last_update_with_an_entropy_bonus_too(
+    recipe: Recipe, scenes: list[Scene]
+) -> None:
+    changes = {"kl_limit": 1e9, "on_limit": "rollback"}
+    with_bonus = make_trainer(recipe, num_iterations=1, entropy_coef=1e-9, **changes)
+    without = make_trainer(recipe, num_iterations=1, **changes)
+    rollout = sample(recipe, without.policy, scenes)
+    scores = scores_of(leftness(rollout))
+    a, b = (trainer.step(2, scenes, rollout, scores) for trainer in (with_bonus, without))
+    assert a["guard/rollbacks"] == b["guard/rollbacks"] == 0.0
+    assert a["entropy/mean"] == pytest.approx(b["entropy/mean"], abs=1e-6)
+
+
 @pytest.mark.parametrize("micro", [1, 2, 6])
 def test_update_does_not_depend_on_the_micro_batch_split(recipe: Recipe, scenes: list[Scene], micro: int) -> None:
     reference, other = make_trainer(recipe, micro_batch_scenes=4), make_trainer(recipe, micro_batch_scenes=micro)
