@@ -14,11 +14,13 @@ import torch
 from rewards.pdms import score_pdms
 from rewards.prepare import prepare_scene
 from rlhf_drive.config import load_recipe
+from rlhf_drive.objectives import AdvantageInputs, Denominators, LossInputs
 from rlhf_drive.registry import load_function
 from rlhf_drive.scenes.generator import generate_scenes
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.build import build_policy
 from rlhf_drive.training.checkpoint import publish_policy
+from rlhf_drive.training.metrics import read_metrics
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -96,3 +98,42 @@ def test_remote_reward(capsys: pytest.CaptureFixture[str]) -> None:
         distance = np.linalg.norm(scene.reference.human_poses[:, None, :2] - others[None], axis=2).min()
         assert scores.component("remote")[2 * i] == pytest.approx(min(1.0, distance / 10.0), abs=1e-4)
     assert f"{scores.total[3]:8.3f}" in capsys.readouterr().out
+
+
+def test_custom_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = main_of("custom_objective")(20, 2, 2, tmp_path)
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    lines = read_metrics(folder, phase="rl-seed0")
+    assert [line["step"] for line in lines] == [1, 2]
+    for text, line in zip(shown, lines, strict=True):
+        assert f"spo/penalty {line['spo/penalty']:.4f}" in text
+        # The second update of a step has left ratio 1; a parabola has no bounds that a ratio could pass.
+        assert line["ratio/first_max"] == pytest.approx(1.0, abs=1e-4)
+        assert line["spo/penalty"] > 0.0
+        assert line["ratio/clip_frac"] == 0.0
+        # The recipe's KL term stands beside the user's loss.
+        assert line["loss/kl"] > 0.0
+        assert line["loss/total"] == pytest.approx(line["loss/policy"] + line["loss/kl"], abs=1e-6)
+
+
+def test_custom_objective_by_hand() -> None:
+    rank, spo = (load_function(f"{EXAMPLES / 'custom_objective.py'}:{name}") for name in ("rank", "spo"))
+    # Of 3 valid plans the best beats 2 of 2 others, the middle one beats 1 and loses to 1; equal plans get 0.
+    rewards = torch.tensor([0.9, 0.1, 0.4, torch.nan, 0.5, 0.5, 0.5, 0.5])
+    valid = rewards.isfinite()
+    assert rank(AdvantageInputs(rewards, valid, 4)).tolist() == [1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    # r A - |A| / 0.4 (r - 1)^2 at r = 1.2, A = 1 is 1.2 - 0.1: the top of the parabola, without slope.
+    logp = torch.tensor([[1.2, 1.0, 7.0], [5.0, 5.0, 5.0]]).log().requires_grad_()
+    inputs = LossInputs(
+        logp=logp,
+        old_logp=torch.zeros(2, 3),
+        ref_logp=None,
+        advantages=torch.tensor([1.0, torch.nan]),
+        mask=torch.tensor([[True, True, False], [True, True, True]]),
+        rows=torch.tensor([True, False]),
+    )
+    outputs = spo(inputs, Denominators(sequences=1.0, tokens=2.0, max_length=3))
+    assert outputs.loss.item() == pytest.approx(-(1.1 + 1.0) / 2, abs=1e-6)
+    assert outputs.metrics["spo/penalty"].item() == pytest.approx(0.1 / 2, abs=1e-6)
+    outputs.loss.backward()
+    np.testing.assert_allclose(logp.grad, [[0.0, -0.5, 0.0], [0.0, 0.0, 0.0]], atol=1e-6)
