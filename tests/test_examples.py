@@ -119,8 +119,8 @@ def test_custom_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_custom_objective_by_hand() -> None:
     rank, spo = (load_function(f"{EXAMPLES / 'custom_objective.py'}:{name}") for name in ("rank", "spo"))
     # Of 3 valid plans the best beats 2 of 2 others, the middle one beats 1 and loses to 1; equal plans get 0.
-    rewards = torch.tensor([0.9, 0.1, 0.4, torch.nan, 0.5, 0.5, 0.5, 0.5])
-    valid = rewards.isfinite()
+    rewards = torch.tensor([0.9, 0.1, 0.4, 0.7, 0.5, 0.5, 0.5, 0.5])
+    valid = torch.tensor([True, True, True, False, True, True, True, True])
     assert rank(AdvantageInputs(rewards, valid, 4)).tolist() == [1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     # r A - |A| / 0.4 (r - 1)^2 at r = 1.2, A = 1 is 1.2 - 0.1: the top of the parabola, without slope.
     logp = torch.tensor([[1.2, 1.0, 7.0], [5.0, 5.0, 5.0]]).log().requires_grad_()
