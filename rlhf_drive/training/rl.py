@@ -163,8 +163,8 @@ def train_rl(
     info = {"stage": "rl", "seed": seed, "steps": settings.max_steps, "ema_decay": settings.ema_decay}
     with trainer.ema.applied(policy) if trainer.ema else nullcontext():
         publish_policy(merged(policy), folder / "policy", info=info)
-    if lora_settings(policy):
-        publish_adapter(policy, folder / "adapter", info=info)
+        if lora_settings(policy):
+            publish_adapter(policy, folder / "adapter", info=info)
 
 
 def _filled(

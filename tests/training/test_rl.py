@@ -17,7 +17,7 @@ from rewards import Failure, LocalRewardService, RewardSpec, ScorerInfo, Scores,
 from rewards.hack_detector import Alert
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import RewardError, TrainingError
-from rlhf_drive.policies import Decoding, Policy, load_policy
+from rlhf_drive.policies import Decoding, Policy, load_adapter, load_policy, merged
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
@@ -93,10 +93,10 @@ def train(recipe: Recipe, policy: Policy, scenes: list[Scene], tmp_path: Path) -
     source = tmp_path / "rewards.py"
     source.write_text(REWARD)
 
-    def run(function: str, limit: float, notes: Notes, rollouts: Any = None) -> Notes:
+    def run(function: str, limit: float, notes: Notes, rollouts: Any = None, **changes: Any) -> Notes:
         trainer = build_trainer(
-            replace(recipe.rl, num_iterations=1), policy, seed=0, accelerator=build_accelerator("cpu"),
-            features=FEATURES, folder=tmp_path / function,
+            replace(recipe.rl, **{"num_iterations": 1, **changes}), policy, seed=0, features=FEATURES,
+            accelerator=build_accelerator("cpu"), folder=tmp_path / function,
         )  # fmt: skip
         reward = build_reward([RewardSpec(f"{source}:{function}", 1.0)])
         train_rl(
@@ -238,3 +238,18 @@ def test_a_checkpoint_carries_what_the_monitors_have_seen(train: Callable[..., N
     seen = json.loads((newest / "state.json").read_text())["values"]["watch"]["series"]["monitor/final_reversal"]
     assert [value for part in seen for value in part] == [line["monitor/final_reversal"] for line in notes.lines]
     assert len(notes.lines) == 3
+
+
+def test_adapters_alone_and_the_policy_with_them_are_the_same_averages(
+    train: Callable[..., Notes], recipe: Recipe, policy: Policy, tmp_path: Path
+) -> None:
+    train("leftness", 0.0, Notes(), lora_rank=2, lora_alpha=4.0, ema_decay=0.5)
+    whole = load_policy(tmp_path / "leftness" / "policy").state_dict()
+    base = build_policy(recipe, torch.device("cpu"))
+    alone = merged(load_adapter(base, tmp_path / "leftness" / "adapter")).state_dict()
+    last = merged(policy).state_dict()
+    assert set(whole) == set(alone)
+    for name, value in whole.items():
+        torch.testing.assert_close(alone[name], value, rtol=0, atol=1e-7)
+    # The last weights are others: three steps weigh 1/2, 1/4 and 1/8 in the average.
+    assert max(float((last[name] - value).abs().max()) for name, value in whole.items()) > 1e-4
