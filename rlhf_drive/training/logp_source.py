@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,7 +61,8 @@ class LogpSource:
         if shape := likelihood.probe_shape(rollout.tokens.shape[1]):
             names = [scene.token for scene in scenes]
             numbers = row_uniforms(seed, step, names, rollout.num_generations, shape, purpose="probes/")
-            probes = likelihood.draw(trace, torch.from_numpy(numbers).to(device))
+            drawn = likelihood.draw(trace, torch.from_numpy(numbers).to(device))
+            probes = replace(drawn, weight=drawn.weight.float())  # the numbers' float64 would carry on to the loss
         return UpdateBatch(
             step=step,
             scenes=scenes,
