@@ -152,7 +152,11 @@ class _Estimator:
         return replace(result, values=result.values * settings.reward_scale)
 
     def _of_own(self, inputs: AdvantageInputs, own: Callable[[AdvantageInputs], Tensor]) -> Advantages:
-        values = own(inputs)
+        try:
+            values = own(inputs)
+        except Exception as error:
+            name = self.settings.advantages
+            raise PluginError(f"{name} raised {type(error).__name__}: {error}. Correct the function.") from error
         if not isinstance(values, Tensor) or values.shape != inputs.rewards.shape:
             found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise PluginError(f"{self.settings.advantages} must return a tensor of shape [N]; got {found}.")

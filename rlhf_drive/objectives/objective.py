@@ -114,6 +114,7 @@ class PolicyObjective:
         Raises:
             ConfigError: If reference log-probabilities or entropies are needed and missing, or some decode steps were
                 left out of a ratio over whole sequences.
+            PluginError: If a user's function raises, or returns something else than a loss with metrics.
         """
         self._check(inputs)
         tokens = _Tokens.of(inputs)
@@ -121,11 +122,7 @@ class PolicyObjective:
         if self.own is None:
             loss = -self._policy(tokens, denominators)
         else:
-            outputs = self.own(inputs, denominators)
-            if not isinstance(outputs, LossOutputs) or outputs.loss.ndim != 0:
-                raise PluginError(
-                    f"{self.settings.loss_type} must return LossOutputs with a scalar loss; got {outputs!r}."
-                )
+            outputs = self._of_own(self.own, inputs, denominators)
             loss = outputs.loss
             metrics.update(outputs.metrics)
         metrics["loss/policy"] = loss.detach()
@@ -142,6 +139,22 @@ class PolicyObjective:
             metrics.update(self._ratio_metrics(tokens, denominators))
             metrics.update(_divergence_metrics(tokens, denominators))
         return LossOutputs(loss=loss, metrics=metrics)
+
+    def _of_own(self, own: Objective, inputs: LossInputs, denominators: Denominators) -> LossOutputs:
+        """What a user's function returns, checked."""
+        name = self.settings.loss_type
+        try:
+            outputs = own(inputs, denominators)
+        except Exception as error:
+            raise PluginError(f"{name} raised {type(error).__name__}: {error}. Correct the function.") from error
+        if not isinstance(outputs, LossOutputs) or outputs.loss.ndim != 0:
+            raise PluginError(f"{name} must return LossOutputs with a scalar loss; got {outputs!r}.")
+        if inputs.logp.requires_grad and not outputs.loss.requires_grad:
+            raise PluginError(f"{name} returned a loss without gradient. Make it from inputs.logp, not detached.")
+        bad = [key for key, value in outputs.metrics.items() if not isinstance(value, Tensor) or value.ndim != 0]
+        if bad:
+            raise PluginError(f"{name} returned metrics that are no scalar tensors: {', '.join(bad)}.")
+        return outputs
 
     @property
     def _kl_in_loss(self) -> bool:
