@@ -95,6 +95,8 @@ def _rest(recipe: Recipe, rl: RlSection) -> Iterator[str]:
         yield "rl.sync_ref_model: the reference of a LoRA run is the policy without adapters. Set it to false"
     if rl.advantages == "gdpo" and recipe.reward and recipe.reward.gates:
         yield "rl.advantages: gdpo normalises each term by itself, which gates do not allow. Use terms only"
+    if rl.advantages == "gdpo" and rl.beta > 0 and rl.kl_in == "reward":
+        yield "rl.kl_in: gdpo looks at the reward's terms, from which no KL is taken. Use loss, or other advantages"
     if rl.lora_rank and (rl.load_balance_coef or rl.router_z_coef):
         yield "rl.lora_rank: adapters leave routers as they are. Set load_balance_coef and router_z_coef to 0"
     if rl.ratio_limit and rl.ratio_limit <= 1:

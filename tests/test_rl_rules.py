@@ -63,6 +63,7 @@ def test_processes_with_their_own_decoding_are_valid() -> None:
         (("rl.sync_ref_model=true", "rl.lora_rank=8"), "the reference of a LoRA run is the policy without adapters"),
         (("rl.lora_rank=8", "rl.router_z_coef=0.1"), "rl.lora_rank: adapters leave routers as they are"),
         (("rl.advantages=gdpo", "reward.gates=[{name: nc}]"), "gdpo normalises each term by itself"),
+        (("rl.advantages=gdpo", "rl.kl_in=reward"), "rl.kl_in: gdpo looks at the reward's terms"),
         (("rl.ratio_limit=0.9",), "rl.ratio_limit: ratios start at 1"),
     ],
 )  # fmt: skip
