@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rewards.carriers import Scores
-from rlhf_drive.errors import TrainingError
+from rlhf_drive.errors import ConfigError, TrainingError
 from rlhf_drive.likelihood import LikelihoodEstimator
 from rlhf_drive.objectives import (
     AdvantageEstimator,
@@ -134,7 +134,15 @@ class RlTrainer:
             reference: Policy that the KL divergence is measured to; needed where `objective_settings.beta` > 0.
             folder: Where tensors go when something is not finite; None keeps nothing.
             reward_weights: Weight of each reward term by its column in the scores, for advantages that look at terms.
+
+        Raises:
+            ConfigError: Several updates on one batch are asked for with a likelihood that has no ratio.
         """
+        if settings.num_iterations > 1 and not likelihood.has_ratio:
+            raise ConfigError(
+                f"Likelihood {likelihood.name!r} has no ratio and is on-policy only, but rl.num_iterations is "
+                f"{settings.num_iterations}. Set it to 1, or use another likelihood."
+            )
         self.policy, self.likelihood, self.advantages, self.objective = policy.eval(), likelihood, advantages, objective
         self.objective_settings, self.settings = objective_settings, settings
         self.accelerator, self.reference, self.folder = accelerator, reference, folder
@@ -175,6 +183,7 @@ class RlTrainer:
         metrics["optim/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["policy/sampled_nll"] = float(-rollout.trace.logp.sum() / rollout.trace.scored.sum())
         if not len(batch.kept):
+            self._move_reference(step)
             return metrics
         started, self.likelihood_s, self.first_routing = time.perf_counter(), 0.0, None
         self.guard.begin()
@@ -215,11 +224,9 @@ class RlTrainer:
         rewards, started = torch.from_numpy(scores.total).float(), time.perf_counter()
         if kl.beta > 0 and kl.kl_in == "reward":
             batch.ref_logp = self._reference_logp(batch)
-            if batch.old_logp is None:
-                batch.old_logp = self._all_logp(self.policy, batch)
-            rewards = (
-                rewards - reward_penalty(batch.old_logp, batch.ref_logp, batch.mask, kl, batch.step_weight()).cpu()
-            )
+            # Not kept in the batch: the first pass, which may also note the routing, gives the ratios' denominators.
+            old = self._all_logp(self.policy, batch) if batch.old_logp is None else batch.old_logp
+            rewards = rewards - reward_penalty(old, batch.ref_logp, batch.mask, kl, batch.step_weight()).cpu()
         inputs = AdvantageInputs(rewards, batch.valid, rollout.num_generations, *self._reward_terms(scores))
         found = self.advantages(inputs)
         batch.learn_from(found)
@@ -247,13 +254,14 @@ class RlTrainer:
                 "trainer was given none."
             )
         with self.reference.using() as reference:
-            return self._all_logp(reference, batch)
+            # With its own routing: led through the policy's experts it would be another reference at every step.
+            return self._all_logp(reference, batch, replay=False)
 
     @torch.no_grad()
-    def _all_logp(self, policy: Policy, batch: UpdateBatch) -> Tensor:
+    def _all_logp(self, policy: Policy, batch: UpdateBatch, *, replay: bool = True) -> Tensor:
         """``[N, T]`` log-probabilities of the kept groups; 0 for the others."""
         result = torch.zeros(batch.mask.shape, device=batch.mask.device)
-        for part in batch.micro_batches():
+        for part in batch.micro_batches(replay=replay):
             found, _ = self.source.logp(policy, batch, part)
             result[part.rows] = found.logp.float()
         return result
@@ -327,9 +335,13 @@ class RlTrainer:
 
     def _follow(self, step: int) -> None:
         """Averages and reference after a step's updates."""
-        settings = self.settings
         if self.ema and not self.guard.undone:
             self.ema.update(self.policy)
+        self._move_reference(step)
+
+    def _move_reference(self, step: int) -> None:
+        """The reference follows the policy every so many steps, also after one that taught nothing."""
+        settings = self.settings
         if self.reference and settings.sync_ref_model and sync_due(step + 1, settings.ref_model_sync_steps):
             self.reference.sync(self.policy, settings.ref_model_mixup_alpha)
 

@@ -91,15 +91,17 @@ class UpdateBatch:
             micro_batches=-(-len(self.kept) // self.size),
         )
 
-    def micro_batches(self) -> list[MicroBatch]:
-        """The kept groups, `size` scenes at a time."""
-        return [self._part(scenes) for scenes in self.kept.split(self.size)] if len(self.kept) else []
+    def micro_batches(self, *, replay: bool = True) -> list[MicroBatch]:
+        """The kept groups, `size` scenes at a time; without `replay` no routing is handed on with them."""
+        return [self._part(scenes, replay) for scenes in self.kept.split(self.size)] if len(self.kept) else []
 
-    def _part(self, scenes: Tensor) -> MicroBatch:
+    def _part(self, scenes: Tensor, replay: bool) -> MicroBatch:
         rows = _rows_of(scenes, self.rollout.num_generations)
         trace = self.rollout.trace.rows(rows)
         probes = None if self.probes is None else self.probes.rows(rows)
-        if self.experts is not None and probes is None:
+        if not replay:
+            trace = replace(trace, experts=None)
+        elif self.experts is not None and probes is None:
             trace = replace(trace, experts=self.experts[:, rows])
         elif self.experts is not None and probes is not None:
             probes = replace(probes, experts=self.experts[:, rows])

@@ -14,7 +14,7 @@ import torch
 
 from rewards.carriers import Failure, ScorerInfo, Scores
 from rlhf_drive.config import Recipe
-from rlhf_drive.errors import TrainingError
+from rlhf_drive.errors import ConfigError, TrainingError
 from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
@@ -182,3 +182,46 @@ def test_seconds_by_part_add_up_to_the_step(recipe: Recipe, scenes: list[Scene])
     parts = [metrics[f"time/{name}_s"] for name in ("reference", "likelihood", "update")]
     assert min(parts) > 0
     assert 0.5 * whole < sum(parts) <= whole
+
+
+def test_a_replayed_run_measures_to_the_reference_with_its_own_routing(recipe: Recipe, scenes: list[Scene]) -> None:
+    """The reference is one fixed policy: whichever experts the policy's samples went through, its own routers count."""
+    trainer = make_trainer(recipe, router="replay", num_iterations=1, importance_sampling_level="token")
+    reference, seen = trainer.reference._policy, []  # type: ignore[union-attr]
+    objective = trainer.objective
+    trainer.objective = lambda inputs, counts: seen.append(inputs) or objective(inputs, counts)  # type: ignore[func-returns-value]
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if name.endswith("router.weight"):
+                parameter.neg_()  # other experts than the policy's at nearly every token
+        for parameter in (*trainer.policy.head.parameters(),):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        reference.head.load_state_dict(trainer.policy.head.state_dict())
+    service = LocalRolloutService(trainer.policy, seed=0, features=FEATURES)
+    rollout = service.sample(scenes, 4, decoding_of(recipe.rollout), step=0, keep_experts=True)
+    trainer.step(1, scenes, rollout, scores_of(leftness(rollout)))
+    found = torch.cat([inputs.ref_logp for inputs in seen])
+    with torch.no_grad():
+        context = reference.encode(FEATURES.batch(reference, scenes))
+        own = trainer.likelihood(reference, context, replace(rollout.trace, experts=None)).logp
+        led = trainer.likelihood(reference, context, rollout.trace).logp
+    torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
+    assert (own - led).abs().max() > 1e-3
+
+
+def test_the_reference_moves_on_time_after_a_step_that_taught_nothing(recipe: Recipe, scenes: list[Scene]) -> None:
+    trainer = make_trainer(recipe, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=1.0)
+    name, weight = next(iter(trainer.policy.named_parameters()))
+    reference = dict(trainer.reference._policy.named_parameters())[name]  # type: ignore[union-attr]
+    with torch.no_grad():
+        weight.add_(1.0)
+    rollout = sample(recipe, trainer.policy, scenes)
+    trainer.step(0, scenes, rollout, scores_of(np.ones(len(rollout))))
+    assert not torch.equal(reference, weight)
+    trainer.step(1, scenes, rollout, scores_of(np.ones(len(rollout))))
+    assert torch.equal(reference, weight)
+
+
+def test_a_likelihood_without_a_ratio_makes_one_update_a_batch(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="'sandwich' has no ratio"):
+        make_trainer(recipe, likelihood="sandwich", num_iterations=2)
