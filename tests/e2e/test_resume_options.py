@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-
 from oracles.tiny_trainer import PROCESS_OVERRIDES, start_policy
+
 from rlhf_drive.config import Recipe
 from rlhf_drive.policies import load_policy
 from rlhf_drive.policies.adapter_files import load_adapter
@@ -61,7 +61,7 @@ ADAPTERS = (
 )  # fmt: skip
 
 
-class Stopped(RuntimeError):
+class StoppedError(RuntimeError):
     """Stands for whatever ended the process."""
 
 
@@ -74,7 +74,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         def wrapped(self: journal.RunJournal, step: int, metrics: Mapping[str, float]) -> None:
             log(self, step, metrics)
             if step == target:
-                raise Stopped
+                raise StoppedError
 
         monkeypatch.setattr(journal.RunJournal, "log", wrapped)
 
@@ -104,7 +104,7 @@ def resumed_and_not(
     for step, other in ((2, 4), (3, 1)):  # stopped twice: before the first checkpoint is written, and after it
         stop_at(step)
         torch.manual_seed(other)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(recipe("broken"), resume=tmp_path / "broken" / "run" if other == 1 else None)
     stop_at(0)
     torch.manual_seed(3)

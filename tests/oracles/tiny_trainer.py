@@ -34,6 +34,13 @@ PROCESS_OVERRIDES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What must change in a quickstart recipe for another process."""
 
+PLAIN = {
+    "learning_rate": 1e-3, "max_grad_norm": 1e9, "beta": 0.0, "importance_sampling_level": "token", "epsilon": 0.2,
+    "epsilon_high": 0.2, "router": "free", "num_iterations": 1, "micro_batch_scenes": 4, "likelihood_draws": 2,
+    "warmup_ratio": 0.0,
+}  # fmt: skip
+"""Keys of the section that most tests start from: an update that nothing bounds."""
+
 
 def start_policy(recipe: Recipe, *, close_routing: bool = False) -> Policy:
     """The recipe's policy with a head that listens to the decoder.
@@ -166,3 +173,11 @@ def weights_of(policy: Policy) -> dict[str, Tensor]:
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     """Whether two states are equal bit for bit."""
     return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@torch.no_grad()
+def spoil(trainer: RlTrainer) -> None:
+    """Move the policy far away."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in trainer.parameters:
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
