@@ -1,11 +1,16 @@
-"""The part of validation that must look beyond the recipe: rewards and situation kinds. Imports no torch."""
+"""The part of validation that must look beyond the recipe: rewards, situation kinds, packages, functions of one's own.
+
+Imports torch only where a recipe names an objective or advantages of one's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 from rlhf_drive.config import Recipe, inspect_recipe, raise_problems
 from rlhf_drive.errors import RlhfDriveError, did_you_mean
+from rlhf_drive.registry import is_plugin
 
 __all__ = ["check_recipe", "load_checked"]
 
@@ -22,8 +27,8 @@ def load_checked(name_or_path: str, overrides: Sequence[str]) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> list[str]:
-    """Problems of the rewards and situation kinds that a recipe names: they must exist, and options must fit."""
-    return [*_reward_problems(recipe), *_kind_problems(recipe)]
+    """Problems of what a recipe names: rewards, situation kinds and functions must exist, and options must fit."""
+    return [*_reward_problems(recipe), *_rl_problems(recipe), *_kind_problems(recipe)]
 
 
 def _reward_problems(recipe: Recipe) -> list[str]:
@@ -38,6 +43,23 @@ def _reward_problems(recipe: Recipe) -> list[str]:
     if reward.two_frame and recipe.rollout and recipe.rollout.previous_plan == "none":
         return ["rollout.previous_plan: the reward needs the plan of the frame before. Set it to sampled or human"]
     return []
+
+
+def _rl_problems(recipe: Recipe) -> Iterator[str]:
+    """Functions of one's own that cannot be loaded, and a package that is not there: found before hours of SFT."""
+    if not recipe.rl:
+        return
+    if recipe.rl.lora_rank and find_spec("peft") is None:
+        yield 'rl.lora_rank: LoRA needs the package peft. Install it: pip install "rlhf-drive[lora]"'
+    for key, parameters in (("loss_type", "inputs, denominators"), ("advantages", "inputs")):
+        target = getattr(recipe.rl, key)
+        if is_plugin(target):
+            from rlhf_drive.objectives.make import load_part
+
+            try:
+                load_part(target, f"rl.{key}", parameters)
+            except RlhfDriveError as error:
+                yield str(error)
 
 
 def _kind_problems(recipe: Recipe) -> Iterator[str]:

@@ -99,5 +99,17 @@ def _rest(recipe: Recipe, rl: RlSection) -> Iterator[str]:
         yield "rl.kl_in: gdpo looks at the reward's terms, from which no KL is taken. Use loss, or other advantages"
     if rl.lora_rank and (rl.load_balance_coef or rl.router_z_coef):
         yield "rl.lora_rank: adapters leave routers as they are. Set load_balance_coef and router_z_coef to 0"
+    if rl.lora_rank and recipe.policy:
+        sides = {"d_model": recipe.policy.d_model} | (
+            {"expert_dim": recipe.policy.expert_dim} if rl.lora_experts else {}
+        )
+        side = min(sides, key=lambda name: sides[name])
+        if rl.lora_rank > sides[side]:
+            yield f"rl.lora_rank: at most policy.{side} = {sides[side]}, a side of adapted weights; got {rl.lora_rank}"
+    if (rl.kl_limit or rl.ratio_limit) and rl.on_limit == "next_batch" and rl.num_iterations == 1:
+        yield (
+            "rl.on_limit: next_batch leaves out what follows on a batch's first update, and num_iterations 1 makes no "
+            "other. Use stop or rollback, more iterations, or set kl_limit and ratio_limit to 0"
+        )
     if rl.ratio_limit and rl.ratio_limit <= 1:
         yield f"rl.ratio_limit: ratios start at 1, so it must be above 1, or 0 for none; got {rl.ratio_limit:g}"

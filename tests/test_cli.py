@@ -91,7 +91,7 @@ def test_help_and_validation_start_fast_and_load_no_torch() -> None:
 def test_recipes_are_listed_shown_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     listed = Result(capsys, "recipes", "list").out.splitlines()
     assert [line.split()[0] for line in listed][:2] == ["compare", "quickstart"]
-    assert len(listed) == 8
+    assert len(listed) == 10
     assert Result(capsys, "recipes", "show", "rl").out == read_recipe_text("rl")
     target = tmp_path / "mine.yaml"
     assert Result(capsys, "recipes", "copy", "rl", str(target)).code == 0
@@ -131,6 +131,29 @@ def test_a_wrong_reward_option_and_file_are_found_before_any_work(
     absent = Result(capsys, "validate", "quickstart", f"reward.terms[0].name={tmp_path}/no.py:gentle")
     assert absent.code == 2
     assert f"there is no file {tmp_path}/no.py" in absent.err
+
+
+def test_an_objective_of_ones_own_is_looked_at_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("def loss(inputs, denominators): ...\ndef above(inputs): ...\n")
+    good = (f"rl.loss_type={plugin}:loss", f"rl.advantages={plugin}:above")
+    assert Result(capsys, "validate", "quickstart", *good).code == 0
+    wrong = Result(capsys, "validate", "quickstart", f"rl.loss_type={plugin}:above", f"rl.advantages={plugin}:abov")
+    assert wrong.code == 2
+    assert f"rl.loss_type = '{plugin}:above' takes (inputs), but is called with (inputs, denominators)" in wrong.err
+    assert "rl.advantages" in wrong.err.splitlines()[2]
+    absent = Result(capsys, "validate", "quickstart", f"rl.loss_type={tmp_path}/no.py:loss")
+    assert (absent.code, "there is no file" in absent.err) == (2, True)
+
+
+def test_adapters_without_their_package_are_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Result(capsys, "validate", "quickstart", "rl.lora_rank=4").code == 0
+    monkeypatch.setattr("rlhf_drive.cli_check.find_spec", lambda name: None)
+    assert "rl.lora_rank: LoRA needs the package peft" in Result(capsys, "validate", "quickstart", "rl.lora_rank=4").err
 
 
 def test_validate_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,9 @@ def test_processes_with_their_own_decoding_are_valid() -> None:
         (("rl.advantages=gdpo", "reward.gates=[{name: nc}]"), "gdpo normalises each term by itself"),
         (("rl.advantages=gdpo", "rl.kl_in=reward"), "rl.kl_in: gdpo looks at the reward's terms"),
         (("rl.ratio_limit=0.9",), "rl.ratio_limit: ratios start at 1"),
+        (("rl.kl_limit=0.1", "rl.num_iterations=1"), "rl.on_limit: next_batch leaves out what follows"),
+        (("rl.lora_rank=1000", "policy.expert_dim=24"), "rl.lora_rank: at most policy.expert_dim = 24, a side"),
+        (("rl.lora_rank=1000", "rl.lora_experts=false"), "rl.lora_rank: at most policy.d_model"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_reason(overrides: tuple[str, ...], message: str) -> None:
@@ -75,6 +78,10 @@ def test_what_fits_is_let_through() -> None:
     token = ("rl.importance_sampling_level=token", "rl.likelihood_steps=4")
     assert load_recipe("quickstart", token).rl.likelihood_steps == 4
     assert load_recipe("quickstart", ["rl.router=record", "rl.likelihood=coupled"]).rl.router == "record"
+    assert load_recipe("quickstart", ["rl.kl_limit=0.1", "rl.num_iterations=2"]).rl.kl_limit == 0.1
+    one = ("rl.kl_limit=0.1", "rl.num_iterations=1", "rl.on_limit=rollback")
+    assert load_recipe("quickstart", one).rl.num_iterations == 1
+    assert load_recipe("quickstart", ["rl.lora_rank=24", "policy.expert_dim=24"]).rl.lora_rank == 24
     assert load_recipe("quickstart", ["rl.likelihood=sandwich", "rl.num_iterations=1"]).rl.num_iterations == 1
 
 
