@@ -11,6 +11,7 @@ import pytest
 
 from rewards import RewardInputs, resolve_reward
 from rlhf_drive.cli import main
+from rlhf_drive.cli_check import load_checked
 from rlhf_drive.scenes import Trajectories
 from rlhf_drive.scenes.generator import generate_scenes
 
@@ -63,6 +64,16 @@ def test_the_command_with_the_reward_is_valid(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith("quickstart is valid")
 
 
+def test_the_commands_that_choose_parts_of_rl_are_valid(tmp_path: Path) -> None:
+    block = README.partition("## The parts of RL")[2].partition("```bash\n")[2].partition("```")[0]
+    commands = [shlex.split(line.replace("FOLDER", str(tmp_path)))[2:] for line in block.splitlines()]
+    assert len(commands) == 3
+    for recipe, *overrides in commands:
+        rl = load_checked(recipe, overrides).rl
+        for key, _, value in (item.partition("=") for item in overrides if item.startswith("rl.")):
+            assert getattr(rl, key.removeprefix("rl.")) == (float(value) if value[0].isdigit() else value)
+
+
 def test_the_error_that_the_readme_shows_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     shown = re.search(r"```\n\$ rlhf-drive (validate .*?)\n(Error: .*?)```", README, re.DOTALL)
     assert shown is not None
@@ -77,5 +88,5 @@ def test_every_command_and_recipe_that_the_readme_names_exists() -> None:
     commands = set(re.findall(r"^(?:\.venv/bin/)?rlhf-drive ([a-z]+)", README, re.MULTILINE))
     assert commands == {"compare", "recipes", "scenes", "score", "train", "validate"}
     recipes = set(re.findall(r"rlhf-drive train ([a-z_]+)(?=\s|`)", README))
-    assert recipes == {"quickstart", "real_scenes", "rl", "sft"}
+    assert recipes == {"quickstart", "real_scenes", "real_scenes_flow", "rl", "sft"}
     assert recipes <= set(shipped_recipes())
