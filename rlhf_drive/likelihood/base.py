@@ -150,10 +150,18 @@ def tempered_logp(logits: Tensor, action: Tensor, temperature: float, top_k: int
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     chosen = scaled.gather(-1, action[:, None]).squeeze(-1)
     if not 0 < top_k < scaled.shape[-1]:
-        return chosen - scaled.logsumexp(-1)
+        return chosen - _log_normaliser(scaled)
     floor = scaled.detach().topk(top_k, dim=-1).values[:, -1]
-    normaliser = scaled.masked_fill(scaled < floor[:, None], -torch.inf).logsumexp(-1)
+    normaliser = _log_normaliser(scaled.masked_fill(scaled < floor[:, None], -torch.inf))
     return chosen - torch.where(chosen < floor, torch.logaddexp(normaliser, chosen), normaliser)
+
+
+def _log_normaliser(logits: Tensor) -> Tensor:
+    """``logsumexp`` over the last axis, of rows whose largest logit is finite. What is less than ``exp(-40)`` of the
+    largest counts as that, with gradient 0: it is lost in rounding, and an `exp` that underflows takes a CPU tens of
+    times as long."""
+    top = logits.detach().amax(dim=-1, keepdim=True)
+    return top.squeeze(-1) + (logits - top).clamp_min(-40.0).exp().sum(dim=-1).log()
 
 
 def flatten_steps(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,14 @@ def _fingerprint(cluster: str) -> str:
     return hashlib.blake2b(cluster.encode(), digest_size=6).hexdigest()
 
 
+def _log_add(parts: Sequence[Tensor]) -> Tensor:
+    """``log(sum of exp(part))``, elementwise and finite. What is less than ``exp(-40)`` of the largest counts as that,
+    with gradient 0: float32 cannot tell, and an `exp` that underflows takes a CPU tens of times as long."""
+    top = functools.reduce(torch.maximum, [part.detach() for part in parts])
+    total = functools.reduce(torch.add, [(part - top).clamp_min(-40.0).exp() for part in parts])
+    return top + total.log()
+
+
 class NumericHead(nn.Module):
     """Categorical over V numbers: a discretised Gaussian mixture around the anchor, plus a learned free term.
 
@@ -102,12 +111,11 @@ class NumericHead(nn.Module):
         deviation = functional.softplus(spread) + 0.5 * self.step
         log_weight = weight.log_softmax(dim=-1) - deviation.log()
         centre, inverse = anchor[:, None] + mean, 1.0 / deviation
-        logits = None
+        components = []
         for m in range(self.COMPONENTS):
             z = (values - centre[:, m, None]) * inverse[:, m, None]
-            component = torch.addcmul(log_weight[:, m, None], z, z, value=-0.5)
-            logits = component if logits is None else torch.logaddexp(logits, component)
-        return logits + self.free(hidden).float() @ self.table.float().T
+            components.append(torch.addcmul(log_weight[:, m, None], z, z, value=-0.5))
+        return _log_add(components) + self.free(hidden).float() @ self.table.float().T
 
 
 class Policy(nn.Module):

@@ -48,3 +48,16 @@ def test_gradient_stays_inside_the_support(action: int) -> None:
     p3 = math.exp(-1) / (math.exp(3) + math.exp(-1))
     expected = [0.0, 0.0, 0.0, 0.0] if action == 0 else [p3 - 1, 0.0, 0.0, 1 - p3]
     torch.testing.assert_close(logits.grad, torch.tensor([expected]), rtol=0, atol=1e-6)
+
+
+def test_far_tokens_cost_no_accuracy() -> None:
+    """Logits of a narrow distribution over many numbers fall to minus tens of thousands."""
+    offset = torch.linspace(-25.0, 25.0, 501, dtype=torch.float64)
+    logits = (-0.5 * (offset / torch.tensor([[0.05], [0.3], [2.0]])).square()).requires_grad_()
+    action = torch.tensor([250, 0, 260])  # at the peak, at -3472 nats, near the peak
+    value = tempered_logp(logits, action, 1.0, 0)
+    exact = torch.log_softmax(logits, -1)[torch.arange(3), action]
+    torch.testing.assert_close(value, exact, rtol=1e-14, atol=1e-14)
+    (found,) = torch.autograd.grad(value.sum(), logits)
+    (expected,) = torch.autograd.grad(exact.sum(), logits)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Decoding, Policy, TrajectoryTokenizer, load_policy, masked, save_policy
 from rlhf_drive.policies.checkpoints import restore_folder
 from rlhf_drive.policies.inputs import mirror_batch, stack_features
+from rlhf_drive.policies.policy import NumericHead
 from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.scenes import Command, Observation
 
@@ -88,6 +90,30 @@ def test_untrained_head_centres_on_driving_on_along_the_route() -> None:
     expected = 0.5 * scene.speed_mps * np.arange(1, 9)
     assert mean[:, 0].tolist() == pytest.approx(expected, abs=0.5)
     assert mean[:, 1].tolist() == pytest.approx(0.001 * expected**2, abs=0.2)
+
+
+def test_head_is_a_mixture_and_a_free_term() -> None:
+    """Against `logsumexp` over the components in float64; the narrowest are tens of thousands of nats down far off."""
+    torch.manual_seed(0)
+    head, dim, values = NumericHead(6, 501, 0.05), 6, torch.linspace(-5.0, 20.0, 501)
+    with torch.no_grad():
+        head.table.normal_()
+        head.mixture.weight.normal_(std=0.5)
+        head.mixture.bias[6:] = torch.tensor([-4.0, -4.5, 1.0])
+    hidden, anchor = torch.randn(7, dim, requires_grad=True), torch.linspace(-2.0, 15.0, 7)
+    logits = head(hidden, anchor, values)
+    exact_head, exact_hidden = copy.deepcopy(head).double(), hidden.detach().double().requires_grad_()
+    weight, mean, spread = exact_head.mixture(exact_hidden).chunk(3, dim=-1)
+    deviation = torch.nn.functional.softplus(spread) + 0.025
+    log_weight = weight.log_softmax(dim=-1) - deviation.log()
+    z = (values.double()[:, None] - (anchor.double()[:, None] + mean)[:, None]) / deviation[:, None]
+    exact = (log_weight[:, None] - 0.5 * z.square()).logsumexp(-1) + exact_head.free(exact_hidden) @ exact_head.table.T
+    assert float(z.square().max()) > 1e5
+    torch.testing.assert_close(logits.double(), exact, rtol=2e-5, atol=2e-5)
+    looked_at = torch.randn(7, 501, generator=torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad((logits.log_softmax(-1).exp() * looked_at).sum(), hidden)
+    (expected,) = torch.autograd.grad((exact.log_softmax(-1).exp() * looked_at).sum(), exact_hidden)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_anchor_eases_onto_the_route_at_the_present_speed() -> None:
