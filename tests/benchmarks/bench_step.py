@@ -39,6 +39,7 @@ from rlhf_drive.config import Recipe, ScenesSection, load_recipe
 from rlhf_drive.likelihood import passes
 from rlhf_drive.policies import Policy, TrajectoryTokenizer, autoregressive, flow, load_policy, masked
 from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training import logp_source
@@ -47,6 +48,7 @@ from rlhf_drive.training.checkpoint import CheckpointStore
 from rlhf_drive.training.journal import RunJournal
 from rlhf_drive.training.live import RL_COLUMNS, LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
+from rlhf_drive.training.not_finite import Evidence
 from rlhf_drive.training.scenes import build_scenes
 from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.update_batch import UpdateBatch
@@ -149,14 +151,15 @@ def watch_step(clock: Clock, trainer: RlTrainer) -> Iterator[None]:
         (trainer, "advantages", "advantages"),
         (trainer, "objective", "objective"),
         (trainer.accelerator, "backward", "objective backward"),
-        (trainer_module, "_evidence", "evidence"),
-        (trainer_module, "check_finite", "evidence"),
-        (trainer_module.Evidence, "concatenate", "evidence"),
+        (trainer_module, "check_finite", "checks"),
+        (Evidence, "concatenate", "checks"),
         (trainer_module, "clip_gradients", "gradient norm"),
         (trainer.optimizer, "step", "optimizer"),
         (trainer.optimizer, "zero_grad", "optimizer"),
         (trainer_module, "merge_metrics", "metrics"),
-        (trainer_module, "_routing_metrics", "metrics"),
+        (RouterRecord, "load_cv", "metrics"),
+        (RouterRecord, "flips", "metrics"),
+        (RouterRecord, "dropped_frac", "metrics"),
         (rl_module, "reward_metrics", "metrics"),
         (Watch, "look", "monitors"),
     ]
