@@ -67,7 +67,8 @@ def _likelihood(rl: RlSection, process: str | None) -> Iterator[str]:
     if rl.router == "replay" and (reason := replay_refusal(rl.likelihood)):
         yield f"rl.router: {reason}"
     if reason := draws_refusal(rl.likelihood, rl.likelihood_draws, rl.likelihood_antithetic):
-        yield f"rl.likelihood_antithetic: {reason}"
+        key, _, rest = reason.partition(" ")
+        yield f"rl.{key}: {rest}"
     if rl.likelihood == "sandwich" and rl.num_iterations > 1:
         yield (
             "rl.num_iterations: likelihood 'sandwich' has no ratio and is on-policy only. Use 1, or another "
@@ -85,7 +86,25 @@ def _likelihood(rl: RlSection, process: str | None) -> Iterator[str]:
         )
 
 
+def _router_losses(recipe: Recipe, rl: RlSection) -> Iterator[str]:
+    """Losses of routers that cannot learn from them."""
+    if not (rl.load_balance_coef or rl.router_z_coef):
+        return
+    key = "load_balance_coef" if rl.load_balance_coef else "router_z_coef"
+    if rl.lora_rank:
+        yield f"rl.{key}: adapters leave routers as they are. Set it to 0, or lora_rank to 0"
+    elif rl.router == "frozen":
+        yield f"rl.{key}: routers are frozen. Set it to 0, or router to free, record or replay"
+    if rl.max_tokens_per_forward:
+        yield f"rl.{key}: is a loss of a whole micro-batch, which max_tokens_per_forward divides. Set one of them to 0"
+    if rl.load_balance_coef and recipe.policy and recipe.policy.routing == "expert_choice":
+        yield "rl.load_balance_coef: with expert_choice every expert has the same load. Set it to 0"
+
+
 def _rest(recipe: Recipe, rl: RlSection) -> Iterator[str]:
+    yield from _router_losses(recipe, rl)
+    if rl.kl_in == "reward" and rl.beta == 0:
+        yield "rl.kl_in: has no effect with beta 0. Set it to loss, or beta above 0"
     for problem in (*name_problem("advantages", rl.advantages, ADVANTAGES), *combination_problems(rl)):
         key, _, rest = problem.partition(" ")
         yield f"{key}: {rest.removeprefix('= ')}"
@@ -97,8 +116,6 @@ def _rest(recipe: Recipe, rl: RlSection) -> Iterator[str]:
         yield "rl.advantages: gdpo normalises each term by itself, which gates do not allow. Use terms only"
     if rl.advantages == "gdpo" and rl.beta > 0 and rl.kl_in == "reward":
         yield "rl.kl_in: gdpo looks at the reward's terms, from which no KL is taken. Use loss, or other advantages"
-    if rl.lora_rank and (rl.load_balance_coef or rl.router_z_coef):
-        yield "rl.lora_rank: adapters leave routers as they are. Set load_balance_coef and router_z_coef to 0"
     if rl.lora_rank and recipe.policy:
         sides = {"d_model": recipe.policy.d_model} | (
             {"expert_dim": recipe.policy.expert_dim} if rl.lora_experts else {}

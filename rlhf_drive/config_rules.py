@@ -45,7 +45,7 @@ def missing_keys(data: Mapping[str, object]) -> Iterator[str]:
     process = data.get("process")
     if isinstance(process, Mapping) and process.get("name") in PROCESS_KEYS:
         own = PROCESS_KEYS[str(process["name"])]
-        for name in {key for keys in PROCESS_KEYS.values() for key in keys}:
+        for name in dict.fromkeys(key for keys in PROCESS_KEYS.values() for key in keys):
             if name in own and name not in process:
                 yield f"process.{name}: missing. A recipe is complete; process {process['name']!r} needs the key"
             if name not in own and name in process:

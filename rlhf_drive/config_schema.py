@@ -298,7 +298,7 @@ class RlSection:
     likelihood_antithetic: bool
     """Whether `elbo` and `sandwich` draw their masks in complementary pairs."""
     likelihood_steps: Annotated[int, Bounds(0, ACTION_TOKENS)]
-    """Decode steps that `trace` and `marginal` look at, drawn anew for every update; 0 = all."""
+    """Decode steps that `trace` and `marginal` look at, drawn anew for every RL step; 0 = all."""
     advantages: str
     """`group_mean` (reward - mean of the group), `rloo` (- mean of the others), `gdpo` (each reward term normalised
     in its group, then summed), or a function of yours, ``path/to/file.py:function``."""
@@ -345,7 +345,7 @@ class RlSection:
     entropy_coef: NotNegative
     """Weight of the mean entropy per token, which is raised; 0 = none."""
     bc_coef: NotNegative
-    """Weight of the SFT loss on the human's plan of the same scenes, against reward hacking; 0 = none."""
+    """Weight of the SFT loss on the human's plans of the scenes learned from, against reward hacking; 0 = none."""
     router: Literal["free", "frozen", "record", "replay"]
     """Routers of the experts: `free` = trained, choose anew in every pass; `frozen` = weights stay; `record` = trained,
     but updates use the experts chosen by the trainer's pass before the first; `replay` = those chosen in sampling."""

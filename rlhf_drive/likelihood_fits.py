@@ -99,10 +99,10 @@ def steps_refusal(likelihood: str, loss_type: str, importance_sampling_level: st
             f"likelihood_steps leaves decode steps out, and loss_type {loss_type!r} needs {_PRODUCTS[loss_type]}; set "
             "likelihood_steps to 0 or use a token-level loss such as 'grpo'."
         )
-    if importance_sampling_level != "token":
+    if importance_sampling_level not in ("token", "step"):
         return (
             f"likelihood_steps leaves decode steps out, and importance_sampling_level {importance_sampling_level!r} "
-            "needs the ratios of all slots together; set likelihood_steps to 0 or importance_sampling_level to 'token'."
+            "needs the ratios of all slots together; set likelihood_steps to 0 or use level 'token' or 'step'."
         )
     return None
 
@@ -115,6 +115,8 @@ def draws_refusal(likelihood: str, draws: int, antithetic: bool) -> str | None:
         draws: Masks (pairs of them for `coupled`) that are averaged; ignored by likelihoods that draw none.
         antithetic: Whether masks come in complementary pairs.
     """
+    if draws > 1 and likelihood in LIKELIHOODS and likelihood not in PROBED:
+        return f"likelihood_draws has no effect with likelihood {likelihood!r}, which draws nothing; set it to 1."
     if not antithetic:
         return None
     if likelihood not in PAIRED:

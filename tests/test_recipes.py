@@ -17,8 +17,8 @@ from rlhf_drive.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = (
-    *("compare", "quickstart", "quickstart_grpo", "real_scenes", "real_scenes_autoregressive", "real_scenes_epdms"),
-    *("real_scenes_flow", "rl", "scenes", "sft"),
+    *("compare", "quickstart", "quickstart_grpo", "real_scenes", "real_scenes_epdms", "real_scenes_flow"),
+    *("real_scenes_masked", "rl", "scenes", "sft"),
 )
 
 
@@ -27,9 +27,9 @@ def _given(name: str, folder: Path) -> list[str]:
     (folder / "policy.json").touch()
     needs = {
         "real_scenes": [f"scenes.path={folder}"],
-        "real_scenes_autoregressive": [f"scenes.path={folder}"],
         "real_scenes_epdms": [f"scenes.path={folder}"],
         "real_scenes_flow": [f"scenes.path={folder}"],
+        "real_scenes_masked": [f"scenes.path={folder}"],
         "sft": [f"scenes.store={folder}"],
         "rl": [f"scenes.store={folder}", f"rl.policy={folder}"],
         "compare": [f"scenes.store={folder}", f"compare.policies.mine={folder}"],
@@ -82,7 +82,7 @@ def test_the_grpo_quickstart_differs_in_the_algorithm_only() -> None:
 
 
 def test_the_epdms_recipe_differs_in_the_reward_only(tmp_path: Path) -> None:
-    names = ("real_scenes", "real_scenes_epdms")
+    names = ("real_scenes_masked", "real_scenes_epdms")
     pdms, epdms = (dict(_leaves(load_checked(name, _given(name, tmp_path)))) for name in names)
     reward = {"reward.scorer", "reward.scorer_options", "reward.terms", "rollout.previous_plan", "compare.metrics"}
     assert {key for key in pdms if pdms[key] != epdms[key]} == reward | {"name", "description"}
@@ -93,15 +93,15 @@ def test_the_epdms_recipe_differs_in_the_reward_only(tmp_path: Path) -> None:
     ("process", "also"),
     [
         ("flow", {"rollout.order", "compare.order"}),
-        ("autoregressive", set()),
+        ("masked", set()),
     ],
 )
 def test_the_recipe_of_another_process_differs_in_decoding_only(process: str, also: set[str], tmp_path: Path) -> None:
     names = ("real_scenes", f"real_scenes_{process}")
-    masked, other = (dict(_leaves(load_checked(name, _given(name, tmp_path)))) for name in names)
+    causal, other = (dict(_leaves(load_checked(name, _given(name, tmp_path)))) for name in names)
     decoding = {"process.name", "rollout.steps", "compare.steps"} | also
-    assert {key for key in masked if masked[key] != other[key]} == decoding | {"name", "description"}
-    assert other["process.name"] == process
+    assert {key for key in causal if causal[key] != other[key]} == decoding | {"name", "description"}
+    assert (causal["process.name"], other["process.name"]) == ("autoregressive", process)
 
 
 def test_a_reward_that_needs_the_frame_before_must_get_it(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def checkpoint(folder: Path, process: str) -> Path:
 
 FLOW = ("process={name: flow, beta_scale: 3.0, beta_power: 0.9, distance_scale_m: 4.0}",)
 IN_ALL = ("rollout.order=all", "compare.order=all")
+BALANCED = ("rl.router=free", "rl.load_balance_coef=0.1")
 CAUSAL = ("process.name=autoregressive", "rollout.steps=16", "compare.steps=16")
 
 
@@ -55,13 +56,18 @@ def test_processes_with_their_own_decoding_are_valid() -> None:
         (("rl.likelihood_steps=4",), "rl.likelihood_steps: likelihood_steps leaves decode steps out"),
         (("rl.router=replay", "rl.likelihood=coupled"), "rl.router: router 'replay' repeats the sampler's experts"),
         (("rl.likelihood=sandwich",), "rl.num_iterations: likelihood 'sandwich' has no ratio"),
-        (("rl.likelihood_antithetic=true",), "likelihood_antithetic pairs the masks of"),
+        (("rl.likelihood_antithetic=true",), "rl.likelihood_antithetic: pairs the masks of"),
         (("rl.likelihood_antithetic=true", "rl.likelihood=elbo"), "so likelihood_draws must be even; got 1"),
         (("rl.likelihood=sandwich", "rl.num_iterations=1", "rl.kl_in=reward"), "rl.kl_in: likelihood 'sandwich'"),
         (("rl.importance_sampling_level=step", "rl.likelihood=elbo"), "does not visit the decode steps"),
         (("rl.sync_ref_model=true", "rl.beta=0.0"), "rl.sync_ref_model: has no effect with beta 0"),
         (("rl.sync_ref_model=true", "rl.lora_rank=8"), "the reference of a LoRA run is the policy without adapters"),
-        (("rl.lora_rank=8", "rl.router_z_coef=0.1"), "rl.lora_rank: adapters leave routers as they are"),
+        (("rl.lora_rank=8", "rl.router_z_coef=0.1"), "rl.router_z_coef: adapters leave routers as they are"),
+        (("rl.load_balance_coef=0.1",), "rl.load_balance_coef: routers are frozen"),
+        ((*BALANCED, "rl.max_tokens_per_forward=64"), "rl.load_balance_coef: is a loss of a whole micro-batch"),
+        ((*BALANCED, "policy.routing=expert_choice"), "rl.load_balance_coef: with expert_choice every expert has"),
+        (("rl.kl_in=reward", "rl.beta=0.0"), "rl.kl_in: has no effect with beta 0"),
+        (("rl.likelihood_draws=4",), "rl.likelihood_draws: has no effect with likelihood 'trace'"),
         (("rl.advantages=gdpo", "reward.gates=[{name: nc}]"), "gdpo normalises each term by itself"),
         (("rl.advantages=gdpo", "rl.kl_in=reward"), "rl.kl_in: gdpo looks at the reward's terms"),
         (("rl.ratio_limit=0.9",), "rl.ratio_limit: ratios start at 1"),

@@ -25,7 +25,8 @@ from rlhf_drive.training.guards import Limits
 from rlhf_drive.training.reference import AdapterReference, FrozenReference, ReferencePolicy
 from rlhf_drive.training.rl import Visiting
 from rlhf_drive.training.sft import SftSettings
-from rlhf_drive.training.trainer import RlTrainer, TrainerSettings
+from rlhf_drive.training.trainer import RlTrainer
+from rlhf_drive.training.trainer_settings import TrainerSettings
 
 __all__ = [
     "build_accelerator",

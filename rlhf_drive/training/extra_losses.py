@@ -44,7 +44,8 @@ def cloning_loss(
         tokens = torch.from_numpy(policy.tokenizer.encode(scene.reference.human_poses[None])).to(policy.device)
         key = hashlib.blake2b(f"{seed}/{step}/cloning/{scene.token}".encode(), digest_size=7).digest()
         generator = torch.Generator(device=policy.device).manual_seed(int.from_bytes(key, "little"))
-        rows = tokens.expand(MASKS_PER_SCENE, -1)
+        # A causal policy looks at the whole plan at once: copies of it would all be the same.
+        rows = tokens.expand(1 if policy.process.causal else MASKS_PER_SCENE, -1)
         total = total + policy.process.sft_loss(policy, rows, context.scene(s), hidden_last, generator).mean()
     return total
 

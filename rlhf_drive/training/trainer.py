@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from rlhf_drive.likelihood import LikelihoodEstimator
 from rlhf_drive.objectives import (
     AdvantageEstimator,
     AdvantageInputs,
-    LossInputs,
     Objective,
     ObjectiveSettings,
     merge_metrics,
@@ -31,17 +30,19 @@ from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.ema import EmaWeights
+from rlhf_drive.training.evidence import evidence_of
 from rlhf_drive.training.extra_losses import cloning_loss, router_loss
-from rlhf_drive.training.guards import LimitGuard, Limits
+from rlhf_drive.training.guards import LimitGuard
 from rlhf_drive.training.logp_source import LogpSource
 from rlhf_drive.training.not_finite import Evidence, check_finite, clip_gradients
 from rlhf_drive.training.reference import ReferencePolicy, sync_due
+from rlhf_drive.training.routing import freeze_router, routing_metrics
 from rlhf_drive.training.schedule import learning_rate_scale
-from rlhf_drive.training.update_batch import MicroBatch, UpdateBatch
+from rlhf_drive.training.trainer_settings import TrainerSettings
+from rlhf_drive.training.update_batch import UpdateBatch
 from rollout import Rollout
 
-__all__ = ["RlTrainer", "TrainerSettings", "freeze_router"]
-
+__all__ = ["RlTrainer"]
 
 FIRST_RATIOS = {
     "ratio/mean": "ratio/first_mean",
@@ -49,57 +50,6 @@ FIRST_RATIOS = {
     "ratio/max": "ratio/first_max",
 }
 """What the ratio is called before the first update, where it is 1."""
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Plain arguments of the update; a recipe's `rl` section gives them."""
-
-    max_steps: int
-    """Length of the learning-rate schedule."""
-    learning_rate: float
-    """Peak learning rate."""
-    weight_decay: float
-    """AdamW's decoupled decay."""
-    warmup_ratio: float
-    """Share of steps spent warming up."""
-    max_grad_norm: float
-    """Gradients are scaled down to this norm."""
-    num_iterations: int
-    """Optimizer steps per batch of rollouts (TRL's mu)."""
-    micro_batch_scenes: int
-    """Scenes per backward pass; memory only, the update does not depend on it."""
-    max_tokens_per_forward: int
-    """Plan tokens per forward pass; 0 takes a micro-batch at once."""
-    likelihood_steps: int
-    """Decode steps looked at; 0 means all."""
-    router: str
-    """`free`, `frozen`, `record` or `replay`."""
-    load_balance_coef: float
-    """Weight of the experts' load-balance loss, a mean over micro-batches."""
-    router_z_coef: float
-    """Weight of the router z-loss, a mean over micro-batches."""
-    bc_coef: float
-    """Weight of the SFT loss on the human's plans."""
-    sync_ref_model: bool
-    """Whether the reference follows the policy."""
-    ref_model_mixup_alpha: float
-    """Share of the policy in a new reference."""
-    ref_model_sync_steps: int
-    """Steps between two updates of the reference."""
-    ema_decay: float
-    """Decay of the moving average of the weights; 0 keeps none."""
-    limits: Limits
-    """How far a batch may move the policy."""
-    seed: int = 0
-    """Keys probes, decode steps and the masks of behaviour cloning."""
-
-
-def freeze_router(policy: Policy) -> None:
-    """Stop gradients of all router weights."""
-    for name, parameter in policy.named_parameters():
-        if name.endswith("router.weight"):
-            parameter.requires_grad_(False)
 
 
 class RlTrainer:
@@ -282,6 +232,8 @@ class RlTrainer:
                 entropy=first or self.objective_settings.entropy_coef > 0,
             )
             self.likelihood_s += time.perf_counter() - started
+            if found.entropy is not None and self.objective_settings.entropy_coef == 0:
+                found = replace(found, entropy=found.entropy.detach())  # a statistic keeps nothing for the backward
             if first:
                 batch.keep(part.rows, found)
             inputs = batch.loss_inputs(part, found)
@@ -297,7 +249,7 @@ class RlTrainer:
             if record and self._has_router_loss:
                 share = len(part.scenes) / len(batch.kept)
                 loss = loss + share * router_loss(record, settings.load_balance_coef, settings.router_z_coef)
-            evidence = _evidence(batch, part, inputs, loss, so_far)
+            evidence = evidence_of(batch, part, inputs, loss, so_far)
             check_finite(evidence, self.policy, self.folder)
             self.accelerator.backward(loss)
             difference = torch.where(inputs.mask, inputs.logp.detach() - inputs.old_logp, 0.0).abs().max()
@@ -307,7 +259,7 @@ class RlTrainer:
         merged = merge_metrics(found_metrics)
         if routing:
             self.first_routing = self.first_routing or routing
-            merged |= _routing_metrics(routing, self.first_routing)
+            merged |= routing_metrics(routing, self.first_routing)
         return merged
 
     @property
@@ -324,14 +276,12 @@ class RlTrainer:
 
     @torch.no_grad()
     def _look_back(self, batch: UpdateBatch) -> dict[str, float]:
-        """Ratio and divergence after the last update, on the first micro-batch."""
-        part = batch.micro_batches()[0]
-        entropy = self.objective_settings.entropy_coef > 0
-        inputs = batch.loss_inputs(part, self.source.logp(self.policy, batch, part, entropy=entropy)[0])
-        learned = inputs.learned_rows()
-        tokens = (inputs.mask & learned[:, None]).sum()
-        alone = replace(batch.denominators, sequences=float(learned.sum()), tokens=float(tokens), micro_batches=1)
-        return merge_metrics([self.objective(inputs, alone).metrics])
+        """Ratio and divergence after the last update: one more forward pass over the batch."""
+        entropy, found = self.objective_settings.entropy_coef > 0, []
+        for part in batch.micro_batches():
+            inputs = batch.loss_inputs(part, self.source.logp(self.policy, batch, part, entropy=entropy)[0])
+            found.append(self.objective(inputs, batch.denominators).metrics)
+        return merge_metrics(found)
 
     def _follow(self, step: int) -> None:
         """Averages and reference after a step's updates."""
@@ -363,37 +313,3 @@ class RlTrainer:
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _routing_metrics(routing: RouterRecord, first: RouterRecord) -> dict[str, float]:
-    """Of the first micro-batch: how even the load is, and the share of slots whose expert is, or without replay would
-    be, another than in the first pass."""
-    return {
-        "moe/load_cv": routing.load_cv(),
-        "moe/routing_flip_frac": routing.flips(first) if routing.replay is None else routing.replay_flip_frac(),
-        "moe/dropped_frac": routing.dropped_frac(),
-    }
-
-
-def _evidence(
-    batch: UpdateBatch, part: MicroBatch, inputs: LossInputs, loss: Tensor, metrics: Mapping[str, float]
-) -> Evidence:
-    """What is kept of a micro-batch if something in it is not finite."""
-    group = batch.rollout.num_generations
-    return Evidence(
-        step=batch.step,
-        scene_tokens=[scene.token for scene in part.scenes for _ in range(group)],
-        rows=part.rows,
-        tensors={
-            "loss": loss,
-            "logp": inputs.logp,
-            "old_logp": inputs.old_logp,
-            "ref_logp": inputs.ref_logp,
-            "mask": inputs.mask,
-            "advantages": inputs.advantages,
-            "rewards": torch.from_numpy(batch.scores.total)[part.rows],
-            "tokens": part.trace.tokens,
-            "states": part.trace.state,
-        },
-        metrics=metrics,
-    )

@@ -56,7 +56,7 @@ from rlhf_drive.training.watch import Watch
 from rollout import LocalRolloutService
 from rollout import service as rollout_service
 
-RECIPES = {"masked": "real_scenes", "flow": "real_scenes_flow", "autoregressive": "real_scenes_autoregressive"}
+RECIPES = {"masked": "real_scenes_masked", "flow": "real_scenes_flow", "autoregressive": "real_scenes"}
 TARGET = 0.1
 """Share of a step that everything but network and scorer may take."""
 NETWORK = ("encoder", "decoder", "head", "encoder backward", "decoder backward", "head backward")

@@ -144,7 +144,8 @@ def test_real_scenes(tiny_recipe: MakeRecipe, recorded_scenes: Path, tmp_path: P
         shutil.copyfile(path, own / path.name)
     given = ("scenes.source=recorded", "scenes.store=null", f"scenes.path={own}")
     split = ("scenes.min_human_pdms=0.8", "scenes.heldout_fraction=0.25", "scenes.seed=7")
-    recipe = tiny_recipe("real_scenes", *given, *split, *SFT, *RL)
+    whole = ("rollout.steps=16", "compare.steps=16")  # an autoregressive policy decides one token a step
+    recipe = tiny_recipe("real_scenes", *given, *split, *SFT, *RL, *whole)
     folder = run(recipe)
     store = SceneStore.open(folder / "scenes")
     assert {token.partition("__")[0] for token in store.tokens} == {*RECORDINGS} - {RECORDINGS[1]}
