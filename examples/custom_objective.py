@@ -54,7 +54,7 @@ def spo(inputs: LossInputs, denominators: Denominators) -> LossOutputs:
     penalty = advantages.abs() / (2 * EPSILON) * (ratio - 1).square()
     total = max(denominators.tokens, 1.0)
     loss = -(count * (ratio * advantages - penalty)).sum() / total
-    return LossOutputs(loss, {"spo/penalty": (count * penalty).sum().detach() / total})
+    return LossOutputs(loss, {"own/penalty": (count * penalty).sum().detach() / total})
 
 
 def main(count: int = 40, epochs: int = 10, steps: int = 4, folder: Path | None = None) -> Path:
@@ -72,7 +72,7 @@ def main(count: int = 40, epochs: int = 10, steps: int = 4, folder: Path | None 
     )  # fmt: skip
     run_folder = run(recipe)
     for line in read_metrics(run_folder, phase="rl-seed0"):
-        names = ("reward/total", "loss/policy", "spo/penalty", "ratio/max", "groups/degenerate_frac")
+        names = ("reward/total", "loss/policy", "own/penalty", "ratio/max", "groups/degenerate_frac")
         print(f"step {line['step']}  " + "  ".join(f"{name} {line[name]:.4f}" for name in names if name in line))
     return run_folder
 

@@ -76,6 +76,15 @@ def train(
     """Run a recipe: make scenes, train, compare, whatever its job is."""
     if recipe is None and resume is None:
         raise ConfigError("Name a recipe (`rlhf-drive recipes list` shows them), or a run folder with --resume.")
+    if resume is not None and (recipe is not None or overrides):
+        raise ConfigError(
+            "--resume goes on with the recipe in the run folder and takes no recipe and no overrides. To change "
+            f"something, edit {resume / 'recipe.yaml'}, or start a new run."
+        )
+    if resume is not None and not (resume / "recipe.yaml").is_file():
+        raise ConfigError(
+            f"--resume {resume}: there is no run folder with a recipe.yaml. Give a folder such as runs/quickstart."
+        )
     if recipe is None:
         recipe = str(resume / "recipe.yaml") if resume else ""
     checked = load_checked(recipe, overrides or [])

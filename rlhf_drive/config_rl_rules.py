@@ -22,7 +22,7 @@ def find_rl_conflicts(recipe: Recipe) -> Iterator[str]:
     if recipe.rl and recipe.rl.policy:
         process = process_of_checkpoint(recipe.rl.policy) or process
     if recipe.rollout and process:
-        yield from _decoding("rollout", recipe.rollout, process)
+        yield from _decoding("rollout", recipe.rollout, process, recipe.rl.policy if recipe.rl else None)
     if recipe.compare:
         compared = {process_of_checkpoint(path) for path in recipe.compare.policies.values()}
         compared |= {process} if recipe.job == "pipeline" else set()
@@ -47,11 +47,14 @@ def process_of_checkpoint(path: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _decoding(name: str, section: RolloutSection | CompareSection, process: str) -> Iterator[str]:
-    """Order and steps that the process does not decode with."""
+def _decoding(
+    name: str, section: RolloutSection | CompareSection, process: str, checkpoint: str | None = None
+) -> Iterator[str]:
+    """Order and steps that the process, of the recipe or of a checkpoint, does not decode with."""
+    whose = f" (of {checkpoint})" if checkpoint else ""
     if process in ORDERS and section.order not in ORDERS[process]:
         only = ORDERS[process][0]
-        yield f"{name}.order: process {process!r} decodes in order {only!r} only; got {section.order!r}"
+        yield f"{name}.order: process {process!r}{whose} decodes in order {only!r} only; got {section.order!r}"
     if process == "masked" and section.order == "all":
         yield f"{name}.order: a masked policy reveals each position once; 'all' is for a flow. Use causal"
     if process == "autoregressive" and section.steps != ACTION_TOKENS:

@@ -69,14 +69,19 @@ class ObjectiveNumbers(Protocol):
 
 def name_problem(key: str, value: str, known: tuple[str, ...]) -> Iterator[str]:
     """A name that is neither known nor a path to a user's function."""
-    if not is_plugin(value) and value not in known:
+    if value.endswith(".py"):
+        yield f"rl.{key} = {value!r} names a file; name the function in it too, {value}:function."
+    elif not is_plugin(value) and value not in known:
         yield f"rl.{key} = {value!r} does not exist. {did_you_mean(value, known)}"
 
 
 def combination_problems(settings: ObjectiveNumbers) -> Iterator[str]:
     """What is wrong with an objective's numbers and their combination, a sentence each."""
     loss_type, level = settings.loss_type, settings.importance_sampling_level
-    yield from name_problem("loss_type", loss_type, LOSS_TYPES)
+    if loss_type.lower() == "gspo":
+        yield "rl.loss_type = 'gspo' is loss_type 'grpo' with importance_sampling_level 'sequence'. Set these two."
+    else:
+        yield from name_problem("loss_type", loss_type, LOSS_TYPES)
     for key, meaning in (
         ("beta", "it weighs the KL penalty to the reference policy"),
         ("entropy_coef", "it weighs the entropy, which is raised"),

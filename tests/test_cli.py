@@ -179,6 +179,16 @@ def test_resume_takes_the_recipe_of_the_run(
     assert "Name a recipe" in Result(capsys, "train").err
 
 
+def test_resume_takes_nothing_else(
+    capsys: pytest.CaptureFixture[str], pipeline: list[tuple[Recipe, Path | None]], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("quickstart")))
+    for more in ("rl.max_steps=8", "quickstart"):
+        assert "takes no recipe and no overrides" in Result(capsys, "train", "--resume", str(tmp_path), more).err
+    assert "there is no run folder" in Result(capsys, "train", "--resume", str(tmp_path / "nope")).err
+    assert pipeline == []
+
+
 def test_an_error_while_training_is_one_message(
     capsys: pytest.CaptureFixture[str], pipeline: list[tuple[Recipe, Path | None]]
 ) -> None:

@@ -106,10 +106,10 @@ def test_custom_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = read_metrics(folder, phase="rl-seed0")
     assert [line["step"] for line in lines] == [1, 2]
     for text, line in zip(shown, lines, strict=True):
-        assert f"spo/penalty {line['spo/penalty']:.4f}" in text
+        assert f"own/penalty {line['own/penalty']:.4f}" in text
         # The second update of a step has left ratio 1; a parabola has no bounds that a ratio could pass.
         assert line["ratio/first_max"] == pytest.approx(1.0, abs=1e-4)
-        assert line["spo/penalty"] > 0.0
+        assert line["own/penalty"] > 0.0
         assert line["ratio/clip_frac"] == 0.0
         # The recipe's KL term stands beside the user's loss.
         assert line["loss/kl"] > 0.0
@@ -134,6 +134,6 @@ def test_custom_objective_by_hand() -> None:
     )
     outputs = spo(inputs, Denominators(sequences=1.0, tokens=2.0, max_length=3))
     assert outputs.loss.item() == pytest.approx(-(1.1 + 1.0) / 2, abs=1e-6)
-    assert outputs.metrics["spo/penalty"].item() == pytest.approx(0.1 / 2, abs=1e-6)
+    assert outputs.metrics["own/penalty"].item() == pytest.approx(0.1 / 2, abs=1e-6)
     outputs.loss.backward()
     np.testing.assert_allclose(logp.grad, [[0.0, -0.5, 0.0], [0.0, 0.0, 0.0]], atol=1e-6)

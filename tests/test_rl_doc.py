@@ -103,9 +103,10 @@ def test_the_conversion_from_trl_runs_as_shown() -> None:
 
 def test_the_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (line,) = re.findall(r"^rlhf-drive train (quickstart .*)$", DOC, re.MULTILINE)
-    recipe, *overrides = line.split()
-    rl = load_recipe(recipe, overrides).rl
+    lines = re.findall(r"^rlhf-drive train (quickstart .*)$", DOC, re.MULTILINE)
+    autoregressive, flow, own = (load_recipe(recipe, overrides) for recipe, *overrides in map(str.split, lines))
+    assert (autoregressive.process.name, flow.process.name) == ("autoregressive", "flow")
+    rl = own.rl
     assert Path(rl.loss_type.partition(":")[0]).is_file()
     assert rl.advantages.endswith("custom_objective.py:rank")
 

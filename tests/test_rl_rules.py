@@ -70,6 +70,8 @@ def test_processes_with_their_own_decoding_are_valid() -> None:
         (("rl.likelihood_draws=4",), "rl.likelihood_draws: has no effect with likelihood 'trace'"),
         (("rl.advantages=gdpo", "reward.gates=[{name: nc}]"), "gdpo normalises each term by itself"),
         (("rl.advantages=gdpo", "rl.kl_in=reward"), "rl.kl_in: gdpo looks at the reward's terms"),
+        (("rl.loss_type=gspo",), "rl.loss_type: 'gspo' is loss_type 'grpo' with importance_sampling_level 'sequence'"),
+        (("rl.loss_type=mine.py",), "rl.loss_type: 'mine.py' names a file; name the function in it too"),
         (("rl.ratio_limit=0.9",), "rl.ratio_limit: ratios start at 1"),
         (("rl.kl_limit=0.1", "rl.num_iterations=1"), "rl.on_limit: next_batch leaves out what follows"),
         (("rl.lora_rank=1000", "policy.expert_dim=24"), "rl.lora_rank: at most policy.expert_dim = 24, a side"),
@@ -95,7 +97,7 @@ def test_a_job_of_its_own_goes_by_the_checkpoints_process(tmp_path: Path) -> Non
     flow = checkpoint(tmp_path / "flow", "flow")
     assert process_of_checkpoint(str(flow)) == "flow"
     given = (f"scenes.store={tmp_path}", f"rl.policy={flow}")
-    assert "rollout.order: process 'flow' decodes in order 'all' only" in problems_of(*given, recipe="rl")
+    assert f"rollout.order: process 'flow' (of {flow}) decodes in order 'all' only" in problems_of(*given, recipe="rl")
     assert load_recipe("rl", [*given, "rollout.order=all", "rl.likelihood=marginal"]).rl.likelihood == "marginal"
 
 

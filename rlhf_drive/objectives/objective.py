@@ -43,6 +43,8 @@ AGGREGATION_OF: Mapping[str, Aggregation] = {
     "wll": "grpo",
 }
 """How each `loss_type` averages over tokens."""
+OWN_METRICS = "own/"
+"""What the metrics of a user's function begin with."""
 WHOLE_SEQUENCE = ("sequence", "sequence_token")
 
 
@@ -148,13 +150,23 @@ class PolicyObjective:
         except Exception as error:
             raise PluginError(f"{name} raised {type(error).__name__}: {error}. Correct the function.") from error
         if not isinstance(outputs, LossOutputs) or outputs.loss.ndim != 0:
-            raise PluginError(f"{name} must return LossOutputs with a scalar loss; got {outputs!r}.")
+            loss = outputs.loss if isinstance(outputs, LossOutputs) else outputs
+            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise PluginError(
+                f"{name} must return LossOutputs with a scalar loss, LossOutputs(loss, {{}}); got {found}."
+            )
         if inputs.logp.requires_grad and not outputs.loss.requires_grad:
             raise PluginError(f"{name} returned a loss without gradient. Make it from inputs.logp, not detached.")
         bad = [key for key, value in outputs.metrics.items() if not isinstance(value, Tensor) or value.ndim != 0]
         if bad:
             raise PluginError(f"{name} returned metrics that are no scalar tensors: {', '.join(bad)}.")
-        return outputs
+        taken = [key for key in outputs.metrics if not key.startswith(OWN_METRICS)]
+        if taken:
+            raise PluginError(
+                f"{name} returned the metrics {', '.join(taken)}; names of one's own begin with {OWN_METRICS!r}, so "
+                "that they cannot take the place of others."
+            )
+        return LossOutputs(outputs.loss, {key: value.detach() for key, value in outputs.metrics.items()})
 
     @property
     def _kl_in_loss(self) -> bool:

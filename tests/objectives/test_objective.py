@@ -306,7 +306,9 @@ def test_a_function_of_ones_own_replaces_the_policy_term(tmp_path: Path) -> None
         "    kept = inputs.mask & inputs.learned_rows()[:, None]\n"
         "    terms = torch.where(kept, inputs.advantages[:, None] * inputs.logp, 0.0)\n"
         "    loss = -terms.sum() / denominators.tokens\n"
-        "    return LossOutputs(loss, {'mine/loss': loss.detach()})\n"
+        "    return LossOutputs(loss, {'own/loss': loss.detach()})\n"
+        "def loud(inputs, denominators):\n"
+        "    return LossOutputs(inputs.logp.sum(), {'reward/total': inputs.logp.sum()})\n"
         "def number(inputs, denominators):\n"
         "    return 0.0\n"
         "def one(inputs):\n"
@@ -323,8 +325,10 @@ def test_a_function_of_ones_own_replaces_the_policy_term(tmp_path: Path) -> None
     )
     rest = _gradients(out.loss, inputs)[0] - _gradients(kl.loss, inputs)[0]
     torch.testing.assert_close(rest, wanted, rtol=0, atol=1e-12)
-    assert out.metrics["mine/loss"].item() == out.metrics["loss/policy"].item()
+    assert out.metrics["own/loss"].item() == out.metrics["loss/policy"].item()
     assert {"ratio/mean", "kl/ref_k3", "entropy/mean", "loss/kl"} <= set(out.metrics)
+    with pytest.raises(PluginError, match=r"returned the metrics reward/total; names of one's own begin with 'own/'"):
+        make_objective(replace(settings, loss_type=f"{file}:loud"))(inputs, _counts(inputs))
     with pytest.raises(PluginError, match="must return LossOutputs"):
         make_objective(replace(settings, loss_type=f"{file}:number"))(inputs, _counts(inputs))
     with pytest.raises(ConfigError, match=r"rl\.loss_type.*called with \(inputs, denominators\)"):
