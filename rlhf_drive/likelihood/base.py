@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf_drive.errors import ConfigError
+from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
 from rlhf_drive.policies.trace import DecodeTrace
 
-__all__ = ["LikelihoodEstimator", "Probes", "TokenLogp", "flatten_steps", "tempered_logp"]
+__all__ = ["LikelihoodEstimator", "Probes", "TokenLogp", "Unprobed", "flatten_steps", "tempered_logp"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ class TokenLogp:
     experts: Tensor | None = None
     """Routing of these passes, ``[K or P, N, layers, A]`` int16 as the trace or the probes take it; None if not asked
     for."""
+
+
+class Unprobed:
+    """What estimators without probes have in common: they look where the trace says."""
+
+    name: str
+
+    def probe_shape(self, length: int) -> None:
+        """None: there are no probes."""
+        del length
+
+    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
+        """DataError: there is nothing to draw."""
+        raise DataError(f"The {self.name} likelihood has no probes: the trace itself says where to look.")
 
 
 class LikelihoodEstimator(Protocol):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_drive.errors import ConfigError, DataError
-from rlhf_drive.likelihood.base import Probes, TokenLogp
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.likelihood.base import Probes, TokenLogp, Unprobed
 from rlhf_drive.likelihood.trace import TraceLikelihood
 from rlhf_drive.policies.flow import DiscreteFlow
 from rlhf_drive.policies.moe import RouterRecord
@@ -25,21 +25,13 @@ from rlhf_drive.policies.trace import DecodeTrace
 __all__ = ["MarginalLikelihood"]
 
 
-class MarginalLikelihood:
+class MarginalLikelihood(Unprobed):
     """The flow's marginal likelihood as a :class:`~rlhf_drive.likelihood.base.LikelihoodEstimator`.
 
     The sampler's own log-probabilities are those of the end points, so old ones are computed afresh.
     """
 
     name, has_ratio, visits_steps, behaviour = "marginal", True, True, False
-
-    def probe_shape(self, length: int) -> None:
-        """None: the trace itself says where to look."""
-        del length
-
-    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
-        """DataError: there is nothing to draw."""
-        raise DataError("The marginal likelihood has no probes: it looks at the states that the sampler visited.")
 
     def __call__(
         self,

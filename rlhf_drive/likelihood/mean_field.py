@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_drive.errors import ConfigError, DataError
-from rlhf_drive.likelihood.base import Probes, TokenLogp
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.likelihood.base import Probes, TokenLogp, Unprobed
 from rlhf_drive.likelihood.probes import score_probes
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.policies.process import Denoiser
@@ -21,21 +21,13 @@ from rlhf_drive.policies.trace import DecodeTrace
 __all__ = ["MeanFieldLikelihood", "mean_field_logp"]
 
 
-class MeanFieldLikelihood:
+class MeanFieldLikelihood(Unprobed):
     """The mean-field surrogate as a :class:`~rlhf_drive.likelihood.base.LikelihoodEstimator`.
 
     Having no probes, it replays the routing that the trace holds for the state before the first step: its own state.
     """
 
     name, has_ratio, visits_steps, behaviour = "mean_field", True, False, False
-
-    def probe_shape(self, length: int) -> None:
-        """None: every plan is looked at from the state before the first step."""
-        del length
-
-    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
-        """DataError: there is nothing to draw."""
-        raise DataError("The mean-field likelihood has no probes.")
 
     def __call__(
         self,

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_drive.errors import DataError
-from rlhf_drive.likelihood.base import Probes, TokenLogp, flatten_steps
+from rlhf_drive.likelihood.base import Probes, TokenLogp, Unprobed, flatten_steps
 from rlhf_drive.likelihood.passes import RowScores, StateRows, score_rows
 from rlhf_drive.likelihood.prefix import at_steps, whole_plan
 from rlhf_drive.likelihood.scoring import Scorer, draw_scores
@@ -26,7 +25,7 @@ from rlhf_drive.policies.trace import DecodeTrace
 __all__ = ["TraceLikelihood", "trace_logp"]
 
 
-class TraceLikelihood:
+class TraceLikelihood(Unprobed):
     """The exact likelihood of the decode as a :class:`~rlhf_drive.likelihood.base.LikelihoodEstimator`.
 
     The states of all steps go through the network together, row (n, k) at ``n*K + k``, so that the rows of a scene
@@ -39,14 +38,6 @@ class TraceLikelihood:
 
     def __init__(self, scorer: Scorer = draw_scores) -> None:
         self.scorer = scorer
-
-    def probe_shape(self, length: int) -> None:
-        """None: the trace itself says where to look."""
-        del length
-
-    def draw(self, trace: DecodeTrace, uniforms: Tensor) -> Probes:
-        """DataError: there is nothing to draw."""
-        raise DataError("The trace likelihood has no probes: it looks at the states that the sampler visited.")
 
     def __call__(
         self,

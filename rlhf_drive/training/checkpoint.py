@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,19 @@ class TrainingState:
 
 def publish_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any]) -> None:
     """Write a policy checkpoint folder atomically: readers see the old one or the new one."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_policy(policy, temporary, info=info)
-    replace_folder(temporary, folder)
+    _publish(save_policy, policy, folder, info)
 
 
 def publish_adapter(policy: Policy, folder: Path, *, info: Mapping[str, Any]) -> None:
     """Write a policy's adapters alone, atomically."""
+    _publish(save_adapter, policy, folder, info)
+
+
+def _publish(save: Callable[..., None], policy: Policy, folder: Path, info: Mapping[str, Any]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    save_adapter(policy, temporary, info=info)
+    temporary.mkdir(parents=True)
+    save(policy, temporary, info=info)
     replace_folder(temporary, folder)
 
 
