@@ -26,6 +26,7 @@ from rlhf_drive.policies import Decoding, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.training.build import build_accelerator, build_policy, sft_settings, trainer_settings, visiting_of
 from rlhf_drive.training.collect import Sampling
+from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.reference import FrozenReference
 from rlhf_drive.training.rl import train_rl
 from rlhf_drive.training.scenes import build_scenes
@@ -70,9 +71,13 @@ def main(count: int = 60, epochs: int = 20, steps: int = 10, folder: Path | None
 
     # Likelihood x advantage x objective: any of each goes with any of the others.
     gspo = ObjectiveSettings("grpo", "sequence", epsilon=0.02, epsilon_high=0.03, beta=0.01)
+    settings = trainer_settings(recipe.rl)
+    engine = TrainingEngine(
+        policy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, accelerator=accelerator
+    )
     trainer = RlTrainer(
-        policy, make_likelihood("trace"), make_advantages(AdvantageSettings()), make_objective(gspo), gspo,
-        trainer_settings(recipe.rl), accelerator=accelerator, features=features, reference=FrozenReference(policy),
+        engine, make_likelihood("trace"), make_advantages(AdvantageSettings()), make_objective(gspo), gspo,
+        settings, features=features, reference=FrozenReference(policy),
         folder=folder / "rl",
     )  # fmt: skip
     decoding = Decoding(steps=8, order="causal", temperature=1.0, top_k=0)

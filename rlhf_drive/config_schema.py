@@ -10,6 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from rlhf_drive.config_ranges import (
+    ACTION_TOKENS,
+    Bounds,
+    Count,
+    CountOrZero,
+    NotNegative,
+    OpenShare,
+    Order,
+    Positive,
+    Share,
+)
+from rlhf_drive.config_rl import RlSection
+
 __all__ = [
     "ACTION_TOKENS",
     "POLICY_FILE",
@@ -19,8 +32,10 @@ __all__ = [
     "Bounds",
     "CompareSection",
     "LoggingSection",
+    "ParallelSection",
     "PolicySection",
     "ProcessSection",
+    "RaySection",
     "Recipe",
     "RewardGate",
     "RewardSection",
@@ -32,46 +47,10 @@ __all__ = [
     "TokenizerSection",
 ]
 
-ACTION_TOKENS = 16
-"""L: tokens of a plan, 8 poses of two numbers each; a decode reveals at least one per step, so K <= L."""
-
-
 POLICY_FILE = "policy.json"
 """A policy checkpoint is a folder with this file."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Range of a number: ``low <= x <= high``, or strict where `open` says so."""
-
-    low: float = float("-inf")
-    """Smallest value."""
-    high: float = float("inf")
-    """Largest value."""
-    open: Literal["", "low", "high", "both"] = ""
-    """Which of the two ends is itself excluded."""
-
-    def problem(self, value: float) -> str:
-        """Empty when `value` lies inside, else what it should have been."""
-        above = value > self.low if self.open in ("low", "both") else value >= self.low
-        below = value < self.high if self.open in ("high", "both") else value <= self.high
-        if above and below:
-            return ""
-        ends = []
-        if self.low != float("-inf"):
-            ends.append(f"{'greater than' if self.open in ('low', 'both') else 'at least'} {self.low:g}")
-        if self.high != float("inf"):
-            ends.append(f"{'less than' if self.open in ('high', 'both') else 'at most'} {self.high:g}")
-        return f"must be {' and '.join(ends)}; got {value!r}"
-
-
-Positive = Annotated[float, Bounds(0.0, open="low")]
-NotNegative = Annotated[float, Bounds(0.0)]
-Share = Annotated[float, Bounds(0.0, 1.0)]
-OpenShare = Annotated[float, Bounds(0.0, 1.0, open="both")]
-Count = Annotated[int, Bounds(1)]
-CountOrZero = Annotated[int, Bounds(0)]
-Order = Literal["causal", "reverse_causal", "random", "confidence", "all"]
 _ABSENT: Any = None
 
 
@@ -172,6 +151,9 @@ class SftSection:
     """Passes over the training scenes at most; `patience` ends it earlier."""
     batch_size: Count
     """Scenes per update."""
+    micro_batch_scenes: CountOrZero
+    """Scenes per backward pass; 0 = the whole batch at once. Masks are drawn and routers balanced per micro-batch, so
+    that training depends on it, but not on the number of processes that share the micro-batches."""
     learning_rate: Positive
     """Peak learning rate of AdamW."""
     weight_decay: NotNegative
@@ -244,6 +226,19 @@ class RewardSection:
 class RolloutSection:
     """How groups of trajectories are sampled for RL."""
 
+    engine: Literal["local", "ray"]
+    """`local`: the processes that train sample too; `ray`: actors, each with a copy of the policy."""
+    workers: Count
+    """Actors that sample (engine `ray`)."""
+    cpus_per_worker: Positive
+    """Cores that Ray sets aside for each, and threads that it computes with (engine `ray`)."""
+    gpus_per_worker: NotNegative
+    """GPUs for each, also parts of one such as 0.5; 0 = it samples on its cores (engine `ray`)."""
+    timeout_s: Positive
+    """Time for a chunk, after which it is sampled again by another worker in place of the slow one (engine `ray`)."""
+    max_staleness: CountOrZero
+    """Updates of the policy by which the weights that sampled may be behind. 0: sampling and training take turns, and a
+    run can be repeated bit for bit; above, they overlap (engine `ray`)."""
     num_generations: Annotated[int, Bounds(2)]
     """G: trajectories per scene; an advantage compares them, so at least 2."""
     scenes_per_step: Count
@@ -262,119 +257,6 @@ class RolloutSection:
     """Divides the logits. Greedy sampling (0) leaves a group without spread, so it must be positive."""
     top_k: CountOrZero
     """Sample among the k most probable tokens; 0 = all."""
-
-
-@dataclass(frozen=True)
-class RlSection:
-    """Policy-gradient training on the exact likelihood of the decode."""
-
-    policy: str | None
-    """Checkpoint of the SFT policy; null = the one that this pipeline trained."""
-    seeds: tuple[CountOrZero, ...]
-    """One RL run per seed, each from the same SFT policy."""
-    max_steps: Count
-    """RL steps; each samples, scores and updates."""
-    learning_rate: Positive
-    """Peak learning rate of AdamW."""
-    weight_decay: NotNegative
-    """Decoupled weight decay."""
-    warmup_ratio: Share
-    """Share of the steps with a linearly rising learning rate; a cosine to zero follows."""
-    max_grad_norm: Positive
-    """Gradients are scaled down to this norm."""
-    num_iterations: Count
-    """Updates on each batch of rollouts; from the second on the ratio leaves 1."""
-    micro_batch_scenes: Count
-    """Scenes per backward pass; changes the memory, not the result (but see `bnpo`)."""
-    max_tokens_per_forward: CountOrZero
-    """Plan tokens per forward pass within a micro-batch; more are computed in parts, and again in the backward pass.
-    Changes memory and time, not the result; 0 = all at once."""
-    gradient_checkpointing: bool
-    """Whether decoder layers are computed again in the backward pass instead of kept."""
-    likelihood: Literal["trace", "marginal", "mean_field", "coupled", "elbo", "sandwich", "random_mask"]
-    """Log-probability of a rollout: exact (`trace`, `marginal`) or a surrogate from the literature."""
-    likelihood_draws: Count
-    """Random masks that `coupled`, `elbo`, `sandwich` and `random_mask` average over."""
-    likelihood_antithetic: bool
-    """Whether `elbo` and `sandwich` draw their masks in complementary pairs."""
-    likelihood_steps: Annotated[int, Bounds(0, ACTION_TOKENS)]
-    """Decode steps that `trace` and `marginal` look at, drawn anew for every RL step; 0 = all."""
-    advantages: str
-    """`group_mean` (reward - mean of the group), `rloo` (- mean of the others), `gdpo` (each reward term normalised
-    in its group, then summed), or a function of yours, ``path/to/file.py:function``."""
-    scale_rewards: Literal["none", "group", "batch"]
-    """Advantages are divided by nothing, by the group's or by the batch's standard deviation."""
-    reward_scale: Positive
-    """Advantages are multiplied by it."""
-    spread_tolerance: NotNegative
-    """Groups whose rewards differ by no more than this carry no gradient; they are filtered and counted."""
-    dynamic_sampling_budget: NotNegative
-    """Fresh scenes sampled at most in place of filtered groups, as a share of scenes_per_step; 0 = none (DAPO)."""
-    scene_visits: Literal["uniform", "informative"]
-    """Every scene alike, or more often those whose groups still differ."""
-    loss_type: str
-    """Objective and average over tokens, as in TRL: `grpo`, `bnpo`, `dr_grpo`, `dapo`, `cispo`, `sapo`, `luspo`;
-    also `gmpo`, `wll`, or a function of yours, ``path/to/file.py:function``."""
-    importance_sampling_level: Literal["token", "sequence", "sequence_token", "step"]
-    """Ratio per token (GRPO), its geometric mean over the sequence (GSPO), the latter with gradients per token
-    (GSPO-token), or the geometric mean within a decode step."""
-    epsilon: OpenShare
-    """The ratio is clipped below at 1 - epsilon."""
-    epsilon_high: Positive
-    """The ratio is clipped above at 1 + epsilon_high; for `cispo` the cap itself."""
-    delta: NotNegative
-    """Upper bound of the ratio where it would not be clipped (two-sided clipping), above 1 + epsilon_high; 0 = none."""
-    sapo_temperature_pos: Positive
-    """Temperature of `sapo` for positive advantages."""
-    sapo_temperature_neg: Positive
-    """Temperature of `sapo` for the others."""
-    beta: NotNegative
-    """Weight of the KL divergence to the reference policy; 0 = none."""
-    kl_estimator: Literal["k1", "k2", "k3"]
-    """Estimate of that divergence per token."""
-    kl_in: Literal["loss", "reward"]
-    """Whether it is added to the loss or subtracted from the reward."""
-    use_bias_correction_kl: bool
-    """Whether the KL in the loss is weighed with the importance ratio, as in TRL."""
-    sync_ref_model: bool
-    """Whether the reference follows the policy; else it stays the policy that RL started from."""
-    ref_model_mixup_alpha: Share
-    """Share of the policy in the new reference; the rest is the old reference."""
-    ref_model_sync_steps: Count
-    """Steps between two updates of the reference."""
-    entropy_coef: NotNegative
-    """Weight of the mean entropy per token, which is raised; 0 = none."""
-    bc_coef: NotNegative
-    """Weight of the SFT loss on the human's plans of the scenes learned from, against reward hacking; 0 = none."""
-    router: Literal["free", "frozen", "record", "replay"]
-    """Routers of the experts: `free` = trained, choose anew in every pass; `frozen` = weights stay; `record` = trained,
-    but updates use the experts chosen by the trainer's pass before the first; `replay` = those chosen in sampling."""
-    load_balance_coef: NotNegative
-    """Weight of the loss that spreads tokens over experts."""
-    router_z_coef: NotNegative
-    """Weight of the loss that keeps router logits small."""
-    lora_rank: CountOrZero
-    """Rank of low-rank adapters that are trained in place of the weights; 0 = all weights are trained."""
-    lora_alpha: Positive
-    """Adapters are scaled by lora_alpha / lora_rank."""
-    lora_experts: bool
-    """Whether expert weights get adapters too."""
-    ema_decay: Annotated[float, Bounds(0.0, 1.0, open="high")]
-    """Decay of the moving average of the weights, which is what is evaluated and published; 0 = the last weights."""
-    kl_limit: NotNegative
-    """Largest `kl/old_approx` (nats per token) of an update; 0 = no limit."""
-    ratio_limit: NotNegative
-    """Largest ratio, or inverse ratio, of an update; 0 = no limit."""
-    on_limit: Literal["stop", "rollback", "next_batch"]
-    """When a limit is passed: end the run, undo the step, or leave out its remaining iterations."""
-    monitor_steps: CountOrZero
-    """Steps between two looks at held-out scenes, which are scored with EPDMS to notice reward hacking; 0 = never."""
-    monitor_scenes: Count
-    """Held-out scenes looked at."""
-    save_steps: Count
-    """Steps between two checkpoints that a killed run can resume from."""
-    keep_checkpoints: Count
-    """Latest checkpoints kept on disk."""
 
 
 @dataclass(frozen=True)
@@ -413,6 +295,42 @@ class LoggingSection:
 
     tensorboard: bool
     """Whether TensorBoard logs are written."""
+    trackio: bool
+    """Whether metrics go to Trackio too."""
+    wandb: bool
+    """Whether metrics go to Weights & Biases too."""
+    project: str
+    """Project that the run belongs to in Trackio and Weights & Biases."""
+    picture_steps: CountOrZero
+    """RL steps between two pictures of sampled groups, in `pictures` of the run folder; 0 = none."""
+    picture_scenes: Count
+    """Scenes in each picture."""
+    profile_steps: tuple[Count, ...]
+    """RL steps, counted from 1, of which a profile is written to `profiles` of the run folder."""
+
+
+@dataclass(frozen=True)
+class ParallelSection:
+    """How training is spread over the processes that were launched."""
+
+    strategy: Literal["ddp", "fsdp2"]
+    """`ddp`: each process holds all weights; `fsdp2`: weights, gradients and optimizer are divided among them."""
+    precision: Literal["float32", "bfloat16"]
+    """Of matrix products in forward passes, sampling included; weights, optimizer and log-probabilities stay
+    float32."""
+    timeout_s: Positive
+    """How long a process waits for the others before it ends the run with an error (s)."""
+
+
+@dataclass(frozen=True)
+class RaySection:
+    """The cluster that engine `ray` works on."""
+
+    address: str | None
+    """``host:port`` of a cluster, or `auto`; null = the one that RAY_ADDRESS names, else one on this machine that the
+    run starts and stops itself."""
+    placement: Literal["spread", "pack"]
+    """Whether workers go to as many machines as possible, or to as few."""
 
 
 @dataclass(frozen=True)
@@ -451,6 +369,10 @@ class Recipe:
     """Evaluation."""
     logging: LoggingSection = _ABSENT
     """Logs."""
+    parallel: ParallelSection = _ABSENT
+    """Processes that train."""
+    ray: RaySection = _ABSENT
+    """Cluster."""
 
 
 SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -471,11 +393,11 @@ PROCESS_KEYS: Mapping[str, tuple[str, ...]] = {
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "pipeline": (
         *("scenes", "tokenizer", "policy", "process", "sft"),
-        *("reward", "rollout", "rl", "compare", "logging"),
+        *("reward", "rollout", "rl", "compare", "logging", "parallel", "ray"),
     ),
     "scenes": ("scenes",),
-    "sft": ("scenes", "tokenizer", "policy", "process", "sft", "logging"),
-    "rl": ("scenes", "reward", "rollout", "rl", "logging"),
-    "compare": ("scenes", "reward", "compare"),
+    "sft": ("scenes", "tokenizer", "policy", "process", "sft", "logging", "parallel"),
+    "rl": ("scenes", "reward", "rollout", "rl", "logging", "parallel", "ray"),
+    "compare": ("scenes", "reward", "compare", "ray"),
 }
 """Sections each job uses: these must be there, and no others."""

@@ -2,6 +2,6 @@
 
 from rollout.carriers import Rollout
 from rollout.seeding import row_uniforms
-from rollout.service import LocalRolloutService, RolloutService
+from rollout.service import LocalRolloutService, RolloutService, RolloutStats
 
-__all__ = ["LocalRolloutService", "Rollout", "RolloutService", "row_uniforms"]
+__all__ = ["LocalRolloutService", "Rollout", "RolloutService", "RolloutStats", "row_uniforms"]

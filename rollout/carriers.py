@@ -30,6 +30,12 @@ class Rollout:
     """How each row came about, with behaviour log-probabilities."""
     trajectories: Trajectories
     """``[N, T, 3]`` decoded plans in each scene's ego frame."""
+    versions: tuple[int, ...] = ()
+    """S versions of the weights, by which each scene's group was sampled; all the trace's own by default."""
+
+    def __post_init__(self) -> None:
+        if not self.versions:
+            object.__setattr__(self, "versions", (self.trace.weight_version,) * len(self.scene_tokens))
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -48,6 +54,7 @@ class Rollout:
             tokens=torch.cat([part.tokens for part in parts]),
             trace=DecodeTrace.concatenate([part.trace for part in parts]),
             trajectories=Trajectories(poses, np.repeat(np.arange(len(names)), group)),
+            versions=tuple(version for part in parts for version in part.versions),
         )
 
     def scenes(self, index: NDArray[np.int64]) -> Rollout:
@@ -61,4 +68,5 @@ class Rollout:
             tokens=self.tokens[where],
             trace=self.trace.rows(where),
             trajectories=Trajectories(self.trajectories.poses[rows], np.repeat(np.arange(len(index)), group)),
+            versions=tuple(self.versions[i] for i in index.tolist()),
         )

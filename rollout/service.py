@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,14 +17,52 @@ from rlhf_drive.scenes import Scene, Trajectories
 from rollout.carriers import Rollout
 from rollout.seeding import row_uniforms
 
-__all__ = ["LocalRolloutService", "RolloutService"]
+__all__ = ["LocalRolloutService", "RolloutService", "RolloutStats"]
+
+
+@dataclass(frozen=True)
+class RolloutStats:
+    """What a service has done so far."""
+
+    rollouts: int = 0
+    """Plans sampled."""
+    busy_s: float = 0.0
+    """Seconds that workers spent sampling, added up over workers."""
+    workers: int = 1
+    """Workers there are."""
+    queued: int = 0
+    """Calls that wait for a worker just now."""
+    restarts: int = 0
+    """Workers replaced because they died or took too long."""
+    retries: int = 0
+    """Calls that another worker had to do again."""
+    push_s: float = 0.0
+    """Seconds that :meth:`RolloutService.push_weights` kept its caller."""
 
 
 class RolloutService(Protocol):
     """Samples groups of plans with the weights last pushed."""
 
+    @property
+    def stats(self) -> RolloutStats:
+        """What has been done so far."""
+        ...
+
     def push_weights(self, policy: Policy, version: int) -> None:
-        """Use these weights from now on."""
+        """Use these weights for all that is begun from now on."""
+
+    def submit(
+        self,
+        scenes: Sequence[Scene],
+        num_generations: int,
+        decoding: Decoding,
+        *,
+        step: int,
+        keep_experts: bool = False,
+    ) -> Future[Rollout]:
+        """:meth:`sample` of one chunk, while the caller goes on where the engine can. The chunk is decoded as one
+        batch, so that its samples are the same to the bit on any engine and any number of workers."""
+        ...
 
     def sample(
         self,
@@ -33,6 +74,10 @@ class RolloutService(Protocol):
         keep_experts: bool = False,
     ) -> Rollout:
         """G plans for each scene. The same (seed, step, scene, sample) gives the same plan on any engine."""
+        ...
+
+    def close(self) -> None:
+        """End what the service has started; calls that are under way are given up."""
 
 
 class LocalRolloutService:
@@ -53,6 +98,29 @@ class LocalRolloutService:
         self.policy, self.seed, self.max_rows = policy, seed, max_rows
         self.features = features or FeatureCache()
         self.version = 0
+        self._stats = RolloutStats()
+
+    @property
+    def stats(self) -> RolloutStats:
+        """What has been done so far."""
+        return self._stats
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def submit(
+        self,
+        scenes: Sequence[Scene],
+        num_generations: int,
+        decoding: Decoding,
+        *,
+        step: int,
+        keep_experts: bool = False,
+    ) -> Future[Rollout]:
+        """:meth:`sample`, done when this returns: the policy samples in this process."""
+        future: Future[Rollout] = Future()
+        future.set_result(self.sample(scenes, num_generations, decoding, step=step, keep_experts=keep_experts))
+        return future
 
     def push_weights(self, policy: Policy, version: int) -> None:
         """Use these weights from now on."""
@@ -80,7 +148,7 @@ class LocalRolloutService:
         Raises:
             ConfigError: The policy's process cannot decode so.
         """
-        policy = self.policy
+        policy, started = self.policy, time.perf_counter()
         policy.process.check(policy.tokenizer.length, decoding)
         training = policy.training
         policy.eval()
@@ -109,4 +177,6 @@ class LocalRolloutService:
         poses = policy.tokenizer.decode(tokens.cpu().numpy())
         index = torch.arange(len(scenes)).repeat_interleave(num_generations).numpy()
         names = [scene.token for scene in scenes]
+        busy = self._stats.busy_s + time.perf_counter() - started
+        self._stats = replace(self._stats, rollouts=self._stats.rollouts + len(tokens), busy_s=busy)
         return Rollout(tuple(names), num_generations, tokens, trace, Trajectories(poses, index))

@@ -21,9 +21,11 @@ from rlhf_drive.policies.checkpoints import check_same
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.lora import LoraSettings, add_lora
 from rlhf_drive.training.collect import Sampling
+from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.guards import Limits
 from rlhf_drive.training.reference import AdapterReference, FrozenReference, ReferencePolicy
 from rlhf_drive.training.rl import Visiting
+from rlhf_drive.training.routing import freeze_router
 from rlhf_drive.training.sft import SftSettings
 from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.trainer_settings import TrainerSettings
@@ -158,14 +160,18 @@ def build_trainer(
     reference: ReferencePolicy | None = None
     if section.beta > 0:
         reference = AdapterReference(policy) if section.lora_rank else FrozenReference(policy)
+    if section.router == "frozen":
+        freeze_router(policy)
+    engine = TrainingEngine(
+        policy, learning_rate=section.learning_rate, weight_decay=section.weight_decay, accelerator=accelerator
+    )
     return RlTrainer(
-        policy,
+        engine,
         make_likelihood(section.likelihood, draws=section.likelihood_draws, antithetic=section.likelihood_antithetic),
         make_advantages(_fields_of(AdvantageSettings, section)),
         make_objective(objective),
         objective,
         trainer_settings(section, seed=seed),
-        accelerator=accelerator,
         features=features,
         reference=reference,
         folder=folder,

@@ -17,6 +17,7 @@ from rlhf_drive.errors import CheckpointError
 from rlhf_drive.policies import Policy, load_policy, save_policy
 from rlhf_drive.policies.adapter_files import save_adapter
 from rlhf_drive.policies.checkpoints import check_same, replace_folder, sha256
+from rlhf_drive.training.engine import EngineState, TrainingEngine
 
 __all__ = ["CheckpointStore", "TrainingState", "publish_adapter", "publish_policy"]
 
@@ -63,8 +64,7 @@ class CheckpointStore:
     def save(
         self,
         step: int,
-        policy: Policy,
-        optimizer: torch.optim.Optimizer,
+        engine: TrainingEngine,
         values: Mapping[str, Any] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> Path:
@@ -72,8 +72,7 @@ class CheckpointStore:
 
         Args:
             step: Steps done.
-            policy: Live weights.
-            optimizer: Its state dict is stored with torch's own generator state.
+            engine: Policy and optimizer; torch's own generator state is stored with them.
             values: Plain JSON data of the job.
             tensors: Tensors of the job, by name.
         """
@@ -81,8 +80,9 @@ class CheckpointStore:
         temporary = self.folder / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_policy(policy, temporary, info={"step": step})
-        blob = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "tensors": dict(tensors or {})}
+        save_policy(engine.policy, temporary, info={"step": step})
+        optimizer, rng = engine.optimizer.state_dict(), torch.get_rng_state()
+        blob = {"optimizer": optimizer, "rng": rng, "tensors": dict(tensors or {})}
         torch.save(blob, temporary / TRAINER)
         state = {"step": step, "sha256": sha256(temporary / TRAINER), "values": dict(values or {})}
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
@@ -103,8 +103,8 @@ class CheckpointStore:
         names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*") if path.is_dir())
         return sorted(int(match[1]) for match in names if match)
 
-    def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainingState | None:
-        """Restore the newest checkpoint into `policy`, `optimizer` and torch's generator; None if there is none.
+    def load(self, engine: TrainingEngine) -> TrainingState | None:
+        """Restore the newest checkpoint into `engine` and torch's generator; None if there is none.
 
         Raises:
             CheckpointError: The newest checkpoint is damaged or belongs to another policy.
@@ -115,16 +115,15 @@ class CheckpointStore:
             return None
         folder = self.folder / f"step-{steps[-1]:06d}"
         state = self._read_state(folder)
-        stored = load_policy(folder, device=policy.device)
-        check_same(stored, policy, f"{folder} holds another policy", "Resume with its own recipe.")
+        stored = load_policy(folder, device=engine.policy.device)
+        check_same(stored, engine.policy, f"{folder} holds another policy", "Resume with its own recipe.")
         if not (folder / TRAINER).is_file() or sha256(folder / TRAINER) != state["sha256"]:
             raise CheckpointError(
                 f"{folder / TRAINER} is missing or does not match its checksum: truncated or altered. {_remove(folder)}"
             )
         # weights_only: tensors and plain containers, never a class of somebody's choosing.
         blob = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
-        policy.load_state_dict(stored.state_dict())
-        optimizer.load_state_dict(blob["optimizer"])
+        engine.restore(EngineState(stored.state_dict(), blob["optimizer"]))
         torch.set_rng_state(blob["rng"])
         return TrainingState(int(state["step"]), state["values"], blob.get("tensors", {}))
 

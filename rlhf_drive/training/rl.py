@@ -119,7 +119,7 @@ def train_rl(
     policy.remember_training(scenes)
     checkpoints = CheckpointStore(folder / "checkpoints", keep_checkpoints)
     torch.manual_seed(seed)  # for a user's reward that draws from torch; checkpoints carry the generator on
-    state = checkpoints.load(policy, trainer.optimizer)
+    state = checkpoints.load(trainer.engine)
     first = state.step if state else 0
     watch, visits = watch or Watch(), SceneVisits(visiting.mode, len(scenes), seed)
     if state:
@@ -159,7 +159,7 @@ def train_rl(
         if (step + 1) % save_steps == 0 or step + 1 == settings.max_steps:
             kept = trainer.state()
             values = {"watch": watch.state(), "visits": visits.state(), "guard": kept["guard"]}
-            checkpoints.save(step + 1, policy, trainer.optimizer, values, kept["tensors"])
+            checkpoints.save(step + 1, trainer.engine, values, kept["tensors"])
     info = {"stage": "rl", "seed": seed, "steps": settings.max_steps, "ema_decay": settings.ema_decay}
     with trainer.ema.applied(policy) if trainer.ema else nullcontext():
         publish_policy(merged(policy), folder / "policy", info=info)

@@ -21,6 +21,7 @@ from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
+from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.schedule import learning_rate_scale, scene_order
 
@@ -40,6 +41,8 @@ class SftSettings:
     """Length of the learning-rate schedule; training may stop earlier, see `patience`."""
     batch_size: int
     """Scenes a step."""
+    micro_batch_scenes: int
+    """Scenes per backward pass; 0 takes the batch at once."""
     learning_rate: float
     """Peak learning rate."""
     weight_decay: float
@@ -138,9 +141,10 @@ def train_sft(
     Raises:
         TrainingError: The loss, on training or held-out scenes, is not finite.
     """
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
+    engine = TrainingEngine(
+        policy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98),
+        accelerator=accelerator,
+    )  # fmt: skip
     restore_folder(folder / "policy")
     checkpoints = CheckpointStore(folder / "checkpoints", keep=2)
     policy.remember_training(train)
@@ -151,7 +155,7 @@ def train_sft(
     epoch_losses: list[float] = []
     bests: list[float] = []
     torch.manual_seed(settings.seed)  # checkpoints carry the generator on
-    if state := checkpoints.load(policy, optimizer):
+    if state := checkpoints.load(engine):
         step, best = state.step, float(state.values["best"])
         best_epoch, fell_epoch = int(state.values["best_epoch"]), int(state.values["fell_epoch"])
         epoch_losses, bests = list(state.values["epoch_losses"]), list(state.values["bests"])
@@ -159,11 +163,10 @@ def train_sft(
     epoch_started = time.perf_counter()
     while step < total and not _stopped(step, per_epoch, fell_epoch, settings.patience):
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_scale(step, total, settings.warmup_ratio)
+        engine.set_learning_rate(settings.learning_rate * learning_rate_scale(step, total, settings.warmup_ratio))
         index = scene_order(settings.seed, step, len(train), settings.batch_size)
         batch = [train[i] for i in index]
-        metrics = _sft_step(policy, batch, targets[index], optimizer, settings, step, accelerator, features)
+        metrics = _sft_step(engine, batch, targets[index], settings, step, features)
         epoch_losses.append(metrics["loss/train"])
         metrics["time/scenes_per_s"] = len(batch) / (time.perf_counter() - started)
         step += 1
@@ -185,7 +188,7 @@ def train_sft(
         if step % settings.save_steps == 0:
             values: dict[str, object] = {"best": best, "best_epoch": best_epoch, "fell_epoch": fell_epoch}
             values |= {"epoch_losses": epoch_losses, "bests": bests}
-            checkpoints.save(step, policy, optimizer, values)
+            checkpoints.save(step, engine, values)
     policy.load_state_dict(load_policy(folder / "policy").state_dict())
     epochs = step // per_epoch
     late_fall = 1.0 - best / bests[max(int(0.8 * epochs) - 1, 0)]
@@ -198,17 +201,15 @@ def _stopped(step: int, per_epoch: int, fell_epoch: int, patience: int) -> bool:
 
 
 def _sft_step(
-    policy: Policy,
+    engine: TrainingEngine,
     scenes: Sequence[Scene],
     targets: Tensor,
-    optimizer: torch.optim.Optimizer,
     settings: SftSettings,
     step: int,
-    accelerator: Accelerator,
     features: FeatureCache,
 ) -> dict[str, float]:
     """One optimizer step; masks and mirroring are functions of (seed, step)."""
-    policy.train()
+    policy, optimizer = engine.policy.train(), engine.optimizer
     generator = torch.Generator(device=policy.device).manual_seed(settings.seed * 1_000_003 + step)
     batch, tokens = features.batch(policy, scenes), targets.to(policy.device)
     if settings.mirror:
@@ -224,7 +225,7 @@ def _sft_step(
     loss = nll + settings.load_balance_coef * balance + settings.router_z_coef * z
     if not torch.isfinite(loss):
         raise TrainingError(f"The SFT loss is {loss.item()} at step {step}; lower sft.learning_rate.")
-    accelerator.backward(loss)
+    engine.backward(loss)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

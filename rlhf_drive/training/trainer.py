@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,13 +29,14 @@ from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.ema import EmaWeights
+from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.evidence import evidence_of
 from rlhf_drive.training.extra_losses import cloning_loss, router_loss
 from rlhf_drive.training.guards import LimitGuard
 from rlhf_drive.training.logp_source import LogpSource
 from rlhf_drive.training.not_finite import Evidence, check_finite, clip_gradients
 from rlhf_drive.training.reference import ReferencePolicy, sync_due
-from rlhf_drive.training.routing import freeze_router, routing_metrics
+from rlhf_drive.training.routing import routing_metrics
 from rlhf_drive.training.schedule import learning_rate_scale
 from rlhf_drive.training.trainer_settings import TrainerSettings
 from rlhf_drive.training.update_batch import UpdateBatch
@@ -57,29 +57,27 @@ class RlTrainer:
 
     def __init__(
         self,
-        policy: Policy,
+        engine: TrainingEngine,
         likelihood: LikelihoodEstimator,
         advantages: AdvantageEstimator,
         objective: Objective,
         objective_settings: ObjectiveSettings,
         settings: TrainerSettings,
         *,
-        accelerator: Accelerator,
         features: FeatureCache,
         reference: ReferencePolicy | None = None,
         folder: Path | None = None,
         reward_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Take charge of a policy.
+        """Take charge of a policy; with a frozen router, its weights must be so already.
 
         Args:
-            policy: Trained in place.
+            engine: Policy, which is trained in place, and optimizer.
             likelihood: Gives live, old and reference log-probabilities.
             advantages: From rewards to advantages.
             objective: From log-probabilities and advantages to a loss.
             objective_settings: What the objective was made with: KL and entropy decide what must be computed.
             settings: Plain arguments.
-            accelerator: Device and backward.
             features: Cache of network inputs.
             reference: Policy that the KL divergence is measured to; needed where `objective_settings.beta` > 0.
             folder: Where tensors go when something is not finite; None keeps nothing.
@@ -93,19 +91,15 @@ class RlTrainer:
                 f"Likelihood {likelihood.name!r} has no ratio and is on-policy only, but rl.num_iterations is "
                 f"{settings.num_iterations}. Set it to 1, or use another likelihood."
             )
-        self.policy, self.likelihood, self.advantages, self.objective = policy.eval(), likelihood, advantages, objective
+        self.engine, self.policy, self.optimizer = engine, engine.policy.eval(), engine.optimizer
+        self.likelihood, self.advantages, self.objective = likelihood, advantages, objective
         self.objective_settings, self.settings = objective_settings, settings
-        self.accelerator, self.reference, self.folder = accelerator, reference, folder
+        self.reference, self.folder = reference, folder
         self.reward_weights = dict(reward_weights or {})
         self.source = LogpSource(likelihood, features, settings.max_tokens_per_forward)
-        if settings.router == "frozen":
-            freeze_router(policy)
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.ema = EmaWeights(policy, settings.ema_decay) if settings.ema_decay > 0 else None
-        self.guard = LimitGuard(settings.limits, policy, self.optimizer)
+        self.parameters = engine.parameters
+        self.ema = EmaWeights(self.policy, settings.ema_decay) if settings.ema_decay > 0 else None
+        self.guard = LimitGuard(settings.limits, self.policy, self.optimizer)
         self.first_routing: RouterRecord | None = None
         self.likelihood_s = 0.0
         self.seen: list[Evidence] = []
@@ -127,8 +121,8 @@ class RlTrainer:
             TrainingError: Loss or gradients are not finite, or a limit was passed and the recipe says to stop.
         """
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_scale(step, settings.max_steps, settings.warmup_ratio)
+        scale = learning_rate_scale(step, settings.max_steps, settings.warmup_ratio)
+        self.engine.set_learning_rate(settings.learning_rate * scale)
         batch, metrics = self._prepare(step, scenes, rollout, scores)
         metrics["optim/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["policy/sampled_nll"] = float(-rollout.trace.logp.sum() / rollout.trace.scored.sum())
@@ -251,7 +245,7 @@ class RlTrainer:
                 loss = loss + share * router_loss(record, settings.load_balance_coef, settings.router_z_coef)
             evidence = evidence_of(batch, part, inputs, loss, so_far)
             check_finite(evidence, self.policy, self.folder)
-            self.accelerator.backward(loss)
+            self.engine.backward(loss)
             difference = torch.where(inputs.mask, inputs.logp.detach() - inputs.old_logp, 0.0).abs().max()
             found_metrics.append({**outputs.metrics, "loss/total": loss.detach(), "logprob_mismatch/max": difference})
             routing = routing or record

@@ -150,7 +150,7 @@ def watch_step(clock: Clock, trainer: RlTrainer) -> Iterator[None]:
         (UpdateBatch, "keep", "micro-batches"),
         (trainer, "advantages", "advantages"),
         (trainer, "objective", "objective"),
-        (trainer.accelerator, "backward", "objective backward"),
+        (trainer.engine.accelerator, "backward", "objective backward"),
         (trainer_module, "check_finite", "checks"),
         (Evidence, "concatenate", "checks"),
         (trainer_module, "clip_gradients", "gradient norm"),
