@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class Rollout:
             trajectories=Trajectories(poses, np.repeat(np.arange(len(names)), group)),
             versions=tuple(version for part in parts for version in part.versions),
         )
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same rollout with its tensors on `device`."""
+        return replace(self, tokens=self.tokens.to(device), trace=self.trace.to(device))
 
     def scenes(self, index: NDArray[np.int64]) -> Rollout:
         """The groups of the scenes at the places `index`, in that order."""

@@ -66,6 +66,11 @@ class DecodeTrace:
         parts: dict[str, Any] = {name: value[:, index] for name, value in values.items() if value is not None}
         return replace(self, **parts)
 
+    def to(self, device: torch.device) -> DecodeTrace:
+        """The same trace with its tensors on `device`."""
+        values = {name: getattr(self, name) for name in (*ROW_FIELDS, "time")}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
+
     @staticmethod
     def concatenate(traces: list[DecodeTrace]) -> DecodeTrace:
         """Rows of several traces that share K, L and decoding settings, one after the other."""

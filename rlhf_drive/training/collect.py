@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from rewards.carriers import Scores
 from rewards.service import RewardService
@@ -17,6 +21,8 @@ from rlhf_drive.errors import DataError
 from rlhf_drive.policies import Decoding
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.previous import human_previous, previous_scene
+from rlhf_drive.training.ranks import Ranks
+from rlhf_drive.training.together import by_all
 from rollout import Rollout, RolloutService
 
 __all__ = ["Experience", "Sampling", "check_previous_frames", "collect", "previous_plans"]
@@ -74,8 +80,7 @@ def previous_plans(
     else:
         before = [previous_scene(scene) for scene in scenes]
         poses = rollouts.sample(before, 1, sampling.decoding, step=step).trajectories.poses
-    index = np.repeat(np.arange(len(scenes)), sampling.num_generations)
-    return Trajectories(poses[index], index)
+    return _for_each_row(poses, sampling)
 
 
 def check_previous_frames(scenes: Sequence[Scene], sampling: Sampling) -> None:
@@ -92,22 +97,135 @@ def check_previous_frames(scenes: Sequence[Scene], sampling: Sampling) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Some scenes on their way."""
+
+    rollout: Future[Rollout]
+    """Their plans."""
+    scores: Future[Scores]
+    """What these are worth."""
+
+
 def collect(
-    rollouts: RolloutService, rewards: RewardService, scenes: Sequence[Scene], sampling: Sampling, *, step: int
+    rollouts: RolloutService,
+    rewards: RewardService,
+    scenes: Sequence[Scene],
+    sampling: Sampling,
+    *,
+    step: int,
+    ranks: Ranks | None = None,
 ) -> Experience:
-    """Sample and score G plans for each of S scenes."""
+    """Sample and score G plans for each of S scenes; what is sampled is scored while others are still being sampled.
+
+    Args:
+        rollouts: Samples the chunks.
+        rewards: Scores them.
+        scenes: S scenes.
+        sampling: How.
+        step: Keys the random numbers.
+        ranks: Processes that share the chunks, every `count`-th each, and all get the whole; each has services of its
+            own. None: this process collects alone.
+
+    Raises:
+        RlhfDriveError: What sampling or scoring raised, on whichever process.
+    """
     started = time.perf_counter()
-    parts: list[Rollout] = []
-    pending: list[Future[Scores]] = []
-    for first in range(0, len(scenes), sampling.scenes_per_chunk):
-        chunk = scenes[first : first + sampling.scenes_per_chunk]
-        previous = previous_plans(rollouts, chunk, sampling, step=step)
-        parts.append(
-            rollouts.sample(
-                chunk, sampling.num_generations, sampling.decoding, step=step, keep_experts=sampling.keep_experts
-            )
-        )
-        pending.append(rewards.submit(chunk, parts[-1].trajectories, previous))
-    sampled = time.perf_counter()
-    scores = Scores.concatenate([future.result() for future in pending])
-    return Experience(Rollout.concatenate(parts), scores, sampled - started, time.perf_counter() - sampled)
+    size = sampling.scenes_per_chunk
+    chunks = [scenes[first : first + size] for first in range(0, len(scenes), size)]
+    sampled = started
+
+    def mine() -> list[tuple[Rollout, Scores]]:
+        nonlocal sampled
+        share = chunks if ranks is None else chunks[ranks.index :: ranks.count]
+        parts = [_submit(rollouts, rewards, chunk, sampling, step) for chunk in share]
+        try:
+            plans = [part.rollout.result() for part in parts]
+            sampled = time.perf_counter()
+            return [(rollout, part.scores.result()) for rollout, part in zip(plans, parts, strict=True)]
+        finally:
+            for part in parts:  # after an error nobody wants the rest; those that are done take no notice
+                part.rollout.cancel()
+                part.scores.cancel()
+
+    found = mine() if ranks is None or ranks.count == 1 else _dealt(ranks, mine)
+    joined = Rollout.concatenate([rollout for rollout, _ in found])
+    scores = Scores.concatenate([scores for _, scores in found])
+    return Experience(joined, scores, sampled - started, time.perf_counter() - sampled)
+
+
+def _dealt(ranks: Ranks, mine: Callable[[], list[tuple[Rollout, Scores]]]) -> list[tuple[Rollout, Scores]]:
+    """All chunks in their order, on the CPU of every process."""
+    cpu = torch.device("cpu")
+    by_rank = by_all(ranks, lambda: [(rollout.to(cpu), scores) for rollout, scores in mine()])
+    return [part for parts in itertools.zip_longest(*by_rank) for part in parts if part is not None]
+
+
+def _submit(
+    rollouts: RolloutService, rewards: RewardService, scenes: Sequence[Scene], sampling: Sampling, step: int
+) -> _Chunk:
+    """Have a chunk sampled, and scored as soon as its plans, and those of the frame before, are there."""
+    before = _submit_previous(rollouts, scenes, sampling, step)
+    rollout = rollouts.submit(
+        scenes, sampling.num_generations, sampling.decoding, step=step, keep_experts=sampling.keep_experts
+    )
+    scores = _then(
+        before,
+        lambda previous: _then(rollout, lambda found: rewards.submit(scenes, found.trajectories, previous)),
+    )
+    return _Chunk(rollout, scores)
+
+
+def _submit_previous(
+    rollouts: RolloutService, scenes: Sequence[Scene], sampling: Sampling, step: int
+) -> Future[Trajectories | None]:
+    """:func:`previous_plans`, sampled where they are asked for."""
+    if sampling.previous_plan != "sampled":
+        return _done(previous_plans(rollouts, scenes, sampling, step=step))
+    before = [previous_scene(scene) for scene in scenes]
+    sampled = rollouts.submit(before, 1, sampling.decoding, step=step)
+    return _then(sampled, lambda found: _done(_for_each_row(found.trajectories.poses, sampling)))
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _done(value: A) -> Future[A]:
+    future: Future[A] = Future()
+    future.set_result(value)
+    return future
+
+
+def _then(first: Future[A], go: Callable[[A], Future[B]]) -> Future[B]:
+    """The result of ``go(result of first)``; an error or a cancellation of either is passed on."""
+    outer: Future[B] = Future()
+
+    def pass_on(inner: Future[B]) -> None:
+        with contextlib.suppress(InvalidStateError):  # whoever waited has given up
+            if inner.cancelled():
+                outer.cancel()
+            elif (error := inner.exception()) is not None:
+                outer.set_exception(error)
+            else:
+                outer.set_result(inner.result())
+
+    def go_on(done: Future[A]) -> None:
+        if outer.cancelled():
+            return
+        try:
+            go(done.result()).add_done_callback(pass_on)
+        except CancelledError:
+            outer.cancel()
+        except Exception as error:  # of `first`, or of `go`: whoever asks for the result gets it
+            with contextlib.suppress(InvalidStateError):
+                outer.set_exception(error)
+
+    first.add_done_callback(go_on)
+    return outer
+
+
+def _for_each_row(poses: NDArray[np.float64], sampling: Sampling) -> Trajectories:
+    """One plan a scene, for all of its G rows."""
+    index = np.repeat(np.arange(len(poses)), sampling.num_generations)
+    return Trajectories(poses[index], index)
