@@ -42,10 +42,14 @@ class LossInputs:
     """``[N, T]`` float, how often a slot counts where only m of K decode steps were looked at: K/m in those, 0 in the
     others, whose log-probabilities are not read. `mask` and the denominators are those of all steps, so that the loss
     is unbiased. None means once."""
+    behaviour_logp: Tensor | None = None
+    """``[N, T]`` log-probabilities of the weights that really sampled, where those are older than `old_logp`'s (or
+    computed in another precision). None means that they are `old_logp`'s own, and that nothing is corrected."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.logp.shape)
-        given = {name: getattr(self, name) for name in ("old_logp", "ref_logp", "mask", "entropy", "weight")}
+        names = ("old_logp", "ref_logp", "mask", "entropy", "weight", "behaviour_logp")
+        given = {name: getattr(self, name) for name in names}
         wanted = {name: shape for name, value in given.items() if value is not None}
         wanted["advantages"] = shape if self.advantages.ndim == 2 else shape[:1]
         wanted.update({"rows": shape[:1]} if self.rows is not None else {})
@@ -54,8 +58,9 @@ class LossInputs:
         wrong = [f"{name} {list(found[name])}" for name in wanted if found[name] != wanted[name]]
         if len(shape) != 2 or wrong:
             raise DataError(
-                f"A loss over logp {list(shape)} needs old_logp, ref_logp, mask, entropy, weight of that shape [N, T], "
-                f"advantages [N] or [N, T], rows [N] and step_of [T]; got {', '.join(wrong) or 'logp of another rank'}."
+                f"A loss over logp {list(shape)} needs old_logp, ref_logp, mask, entropy, weight, behaviour_logp of "
+                f"that shape [N, T], advantages [N] or [N, T], rows [N] and step_of [T]; got "
+                f"{', '.join(wrong) or 'logp of another rank'}."
             )
         for name, flags in (("mask", self.mask), ("rows", self.rows)):
             if flags is not None and flags.dtype != torch.bool:

@@ -22,6 +22,9 @@ class ObjectiveSettings:
     -epsilon and epsilon_high."""
     delta: float = 0.0
     """Upper bound of the unclipped ratio where the advantage is negative (two-sided clipping); 0 = none."""
+    importance_sampling_cap: float = 0.0
+    """Largest importance weight between the weights that sampled and the old policy, where they are not the same
+    (`LossInputs.behaviour_logp`); 0 = not weighed."""
     sapo_temperature_pos: float = 1.0
     """Temperature of SAPO's gate where the advantage is positive."""
     sapo_temperature_neg: float = 1.05
