@@ -9,7 +9,15 @@ from typing import Protocol
 from rlhf_drive.errors import did_you_mean
 from rlhf_drive.registry import is_plugin
 
-__all__ = ["ADVANTAGES", "CLIPPED", "LOSS_TYPES", "ObjectiveNumbers", "combination_problems", "name_problem"]
+__all__ = [
+    "ADVANTAGES",
+    "CLIPPED",
+    "LOSS_TYPES",
+    "ObjectiveNumbers",
+    "combination_problems",
+    "correction_refusal",
+    "name_problem",
+]
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """Loss types whose policy term is the clipped surrogate; they differ in the aggregation only."""
@@ -40,6 +48,10 @@ class ObjectiveNumbers(Protocol):
 
     @property
     def delta(self) -> float:
+        """As in a recipe."""
+
+    @property
+    def importance_sampling_cap(self) -> float:
         """As in a recipe."""
 
     @property
@@ -100,11 +112,42 @@ def combination_problems(settings: ObjectiveNumbers) -> Iterator[str]:
             "rl.loss_type = 'gmpo' is a geometric mean over the sequence, but "
             f"rl.importance_sampling_level = {level!r}. Set it to 'sequence'."
         )
+    cap = settings.importance_sampling_cap
+    if not (cap == 0 or cap >= 1):
+        yield (
+            f"rl.importance_sampling_cap = {cap} must be at least 1, the weight of what the update's own weights have "
+            "sampled; or 0, with which nothing is weighed. 2.0 is usual."
+        )
     if settings.use_bias_correction_kl and settings.beta > 0 and settings.kl_in == "reward":
         yield (
             "rl.use_bias_correction_kl corrects the gradient of a KL in the loss, but rl.kl_in = 'reward'. "
             "Set it to false."
         )
+
+
+def correction_refusal(loss_type: str) -> str | None:
+    """Why samples of older weights cannot be weighed (`importance_sampling_cap` above 0); None if they can.
+
+    To be asked only where such samples occur: a cap without them is no mistake.
+
+    Args:
+        loss_type: As in a recipe.
+
+    Example:
+        >>> correction_refusal("grpo") is None
+        True
+    """
+    if loss_type == "wll":
+        return (
+            "rl.loss_type = 'wll' compares the plans of a group as they were drawn and has no old policy to weigh them "
+            "for. Set the cap to 0, which learns from older samples as they are, or use another loss_type."
+        )
+    if is_plugin(loss_type):
+        return (
+            f"rl.loss_type = {loss_type!r} is a function of your own, whose terms are not weighed for it. Set the cap "
+            "to 0 and multiply them with rlhf_drive.objectives.importance_correction(inputs, level, cap) in it."
+        )
+    return None
 
 
 def _bound_problems(settings: ObjectiveNumbers) -> Iterator[str]:

@@ -11,6 +11,7 @@ from rlhf_drive.objectives.advantages import (
 )
 from rlhf_drive.objectives.aggregate import Denominators, count_denominators
 from rlhf_drive.objectives.base import LossInputs, LossOutputs, Objective, merge_metrics
+from rlhf_drive.objectives.correction import importance_correction
 from rlhf_drive.objectives.groups import AdvantageInputs, Advantages
 from rlhf_drive.objectives.importance import IMPORTANCE_SAMPLING_LEVELS
 from rlhf_drive.objectives.kl import KL_ESTIMATORS, reward_penalty
@@ -38,6 +39,7 @@ __all__ = [
     "advantage_problems",
     "count_denominators",
     "group_advantages",
+    "importance_correction",
     "make_advantages",
     "make_objective",
     "merge_metrics",

@@ -13,10 +13,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["IMPORTANCE_SAMPLING_LEVELS", "ImportanceSamplingLevel", "log_importance", "step_share"]
+__all__ = [
+    "IMPORTANCE_SAMPLING_LEVELS",
+    "WHOLE_SEQUENCE",
+    "ImportanceSamplingLevel",
+    "log_importance",
+    "log_ratio_sum",
+    "step_share",
+]
 
 ImportanceSamplingLevel = Literal["token", "sequence", "sequence_token", "step"]
 IMPORTANCE_SAMPLING_LEVELS: tuple[str, ...] = get_args(ImportanceSamplingLevel)
+WHOLE_SEQUENCE = ("sequence", "sequence_token")
+"""Levels whose ratio is one of all tokens of a row."""
 
 
 def log_importance(
@@ -54,6 +63,37 @@ def log_importance(
     if level == "sequence":
         return mean
     return torch.where(mask, mean.detach() + log_ratio - log_ratio.detach(), 0.0)
+
+
+def log_ratio_sum(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, level: ImportanceSamplingLevel, step_of: Tensor | None = None
+) -> Tensor:
+    """Log of how much more probable what was drawn has become: each token, decode step or whole row as one draw.
+
+    Where `log_importance` takes means (geometric means of ratios), this takes sums: the ratio of joint probabilities.
+
+    Args:
+        logp: ``[N, T]`` log-probabilities of one policy.
+        old_logp: ``[N, T]`` log-probabilities of the other.
+        mask: ``[N, T]`` bool, scored tokens; values elsewhere may be anything, NaN included.
+        level: One of `IMPORTANCE_SAMPLING_LEVELS`; both levels of whole rows are the same here.
+        step_of: ``[T]`` long, decode step of each slot, for ``step``; None means that all belong to one step.
+
+    Returns:
+        ``[N, T]`` (zero where unscored), or ``[N, 1]`` for ``sequence`` and ``sequence_token``.
+
+    Example:
+        >>> logp, mask = torch.tensor([[0.2, 0.4, 0.9]]), torch.ones(1, 3, dtype=torch.bool)
+        >>> log_ratio_sum(logp, torch.zeros(1, 3), mask, "step", torch.tensor([0, 0, 1]))
+        tensor([[0.6000, 0.6000, 0.9000]])
+    """
+    log_ratio = torch.where(mask, logp - old_logp, 0.0)
+    if level == "token":
+        return log_ratio
+    if level == "step" and step_of is not None:
+        return torch.where(mask, _step_sums(log_ratio, step_of).index_select(1, step_of), 0.0)
+    total = log_ratio.sum(-1, keepdim=True)
+    return torch.where(mask, total, 0.0) if level == "step" else total
 
 
 def step_share(mask: Tensor, step_of: Tensor | None, dtype: torch.dtype) -> Tensor:

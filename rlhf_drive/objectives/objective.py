@@ -1,7 +1,8 @@
 """The objective a recipe names: importance level x policy term x aggregation x KL x entropy, each on its own.
 
-Loss to minimise: ``-aggregate(policy term) + beta aggregate(KL) - entropy_coef mean(entropy)``. Names and semantics are
-those of TRL's `GRPOTrainer` wherever TRL has them.
+Loss to minimise: ``-aggregate(policy term) + beta aggregate(KL) - entropy_coef mean(entropy)``; the policy term is
+weighed where other weights have sampled (`correction`). Names and semantics are those of TRL's `GRPOTrainer` wherever
+TRL has them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from rlhf_drive.errors import ConfigError, PluginError
-from rlhf_drive.objective_rules import CLIPPED
+from rlhf_drive.objective_rules import CLIPPED, correction_refusal
 from rlhf_drive.objectives.aggregate import Aggregation, Denominators, aggregate
 from rlhf_drive.objectives.base import LossInputs, LossOutputs, Objective
-from rlhf_drive.objectives.importance import ImportanceSamplingLevel, log_importance, step_share
+from rlhf_drive.objectives.correction import importance_correction
+from rlhf_drive.objectives.importance import WHOLE_SEQUENCE, ImportanceSamplingLevel, log_importance, step_share
 from rlhf_drive.objectives.kl import KlEstimator, kl_k1, kl_k2, kl_k3, kl_loss
 from rlhf_drive.objectives.settings import ObjectiveSettings
 from rlhf_drive.objectives.surrogates import (
@@ -45,7 +47,6 @@ AGGREGATION_OF: Mapping[str, Aggregation] = {
 """How each `loss_type` averages over tokens."""
 OWN_METRICS = "own/"
 """What the metrics of a user's function begin with."""
-WHOLE_SEQUENCE = ("sequence", "sequence_token")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class PolicyObjective:
         with torch.no_grad():
             metrics.update(self._ratio_metrics(tokens, denominators))
             metrics.update(_divergence_metrics(tokens, denominators))
+            if self._corrected(inputs):
+                metrics.update(self._correction_metrics(tokens, denominators))
         return LossOutputs(loss=loss, metrics=metrics)
 
     def _of_own(self, own: Objective, inputs: LossInputs, denominators: Denominators) -> LossOutputs:
@@ -172,7 +175,12 @@ class PolicyObjective:
     def _kl_in_loss(self) -> bool:
         return self.settings.beta > 0 and self.settings.kl_in == "loss"
 
+    def _corrected(self, inputs: LossInputs) -> bool:
+        return inputs.behaviour_logp is not None and self.settings.importance_sampling_cap > 0
+
     def _check(self, inputs: LossInputs) -> None:
+        if self._corrected(inputs) and (reason := correction_refusal(self.settings.loss_type)):
+            raise ConfigError(f"rl.importance_sampling_cap = {self.settings.importance_sampling_cap}: {reason}")
         if self._kl_in_loss and inputs.ref_logp is None:
             raise ConfigError(
                 f"rl.beta = {self.settings.beta} penalises the distance to the reference policy, but no reference "
@@ -211,6 +219,8 @@ class PolicyObjective:
                 terms = clipped_surrogate(weight, advantages, low, high, settings.delta)
         if self.level == "step":
             terms = terms * step_share(tokens.mask, tokens.inputs.step_of, terms.dtype)
+        if self._corrected(tokens.inputs):
+            terms = terms * importance_correction(tokens.inputs, self.level, settings.importance_sampling_cap)
         return aggregate(terms, tokens.mask, AGGREGATION_OF[settings.loss_type], denominators, tokens.inputs.weight)
 
     def _kl(self, tokens: _Tokens, denominators: Denominators) -> Tensor:
@@ -223,30 +233,27 @@ class PolicyObjective:
         return self.settings.beta * aggregate(terms, tokens.mask, aggregation, denominators, tokens.inputs.weight)
 
     def _ratio_metrics(self, tokens: _Tokens, denominators: Denominators) -> dict[str, Tensor]:
-        """Mean, extremes and clipped shares of the ratios, each ratio counted once: tokens, steps or sequences."""
-        settings = self.settings
-        level: ImportanceSamplingLevel = "token" if settings.loss_type == "gmpo" else self.level
+        """Mean, extremes and clipped shares of the ratios."""
+        level: ImportanceSamplingLevel = "token" if self.settings.loss_type == "gmpo" else self.level
         weight = tokens.log_importance(level).exp()
-        counted = tokens.rows[:, None] if level == "sequence" else tokens.seen
-
-        def mean(values: Tensor) -> Tensor:
-            if level == "sequence" and values.shape[1] == 1:
-                return torch.where(counted, values, 0.0).sum() / max(denominators.sequences, 1.0)
-            if level == "step":
-                values = values * step_share(tokens.mask, tokens.inputs.step_of, weight.dtype)
-            kind: Aggregation = "dapo" if level == "token" else "grpo"
-            return aggregate(values, tokens.mask, kind, denominators, tokens.inputs.weight)
-
         lowest, highest = self._bounds()
         low = (weight < lowest) & (tokens.advantages < 0)
         high = (weight > highest) & (tokens.advantages > 0)
         return {
-            "ratio/mean": mean(weight),
-            "ratio/min": torch.where(counted, weight, torch.inf).amin(),
-            "ratio/max": torch.where(counted, weight, -torch.inf).amax(),
-            "ratio/clip_frac": mean((low | high).to(weight.dtype)),
-            "ratio/clip_low_frac": mean(low.to(weight.dtype)),
-            "ratio/clip_high_frac": mean(high.to(weight.dtype)),
+            **_mean_and_extremes("ratio", weight, tokens, level, denominators),
+            "ratio/clip_frac": _mean((low | high).to(weight.dtype), tokens, level, denominators),
+            "ratio/clip_low_frac": _mean(low.to(weight.dtype), tokens, level, denominators),
+            "ratio/clip_high_frac": _mean(high.to(weight.dtype), tokens, level, denominators),
+        }
+
+    def _correction_metrics(self, tokens: _Tokens, denominators: Denominators) -> dict[str, Tensor]:
+        """Mean and extremes of the weights as they were used, and the share that the cap has lowered."""
+        level: ImportanceSamplingLevel = "sequence" if self.level in WHOLE_SEQUENCE else self.level
+        cap = self.settings.importance_sampling_cap
+        whole = importance_correction(tokens.inputs, level, math.inf)
+        return {
+            **_mean_and_extremes("correction", whole.clamp(max=cap), tokens, level, denominators),
+            "correction/capped_frac": _mean((whole > cap).to(whole.dtype), tokens, level, denominators),
         }
 
     def _bounds(self) -> tuple[float, float]:
@@ -257,6 +264,27 @@ class PolicyObjective:
         if self.settings.loss_type == "gmpo":
             return math.exp(-low), math.exp(high)
         return (1 - low, 1 + high) if self.settings.loss_type in CLIPPED else (0.0, math.inf)
+
+
+def _mean(values: Tensor, tokens: _Tokens, level: ImportanceSamplingLevel, denominators: Denominators) -> Tensor:
+    """Mean of values of `level`, each counted once: tokens, steps or sequences. ``[N, T]`` or ``[N, 1]``."""
+    if level == "sequence" and values.shape[1] == 1:
+        return torch.where(tokens.rows[:, None], values, 0.0).sum() / max(denominators.sequences, 1.0)
+    if level == "step":
+        values = values * step_share(tokens.mask, tokens.inputs.step_of, values.dtype)
+    kind: Aggregation = "dapo" if level == "token" else "grpo"
+    return aggregate(values, tokens.mask, kind, denominators, tokens.inputs.weight)
+
+
+def _mean_and_extremes(
+    area: str, weight: Tensor, tokens: _Tokens, level: ImportanceSamplingLevel, denominators: Denominators
+) -> dict[str, Tensor]:
+    counted = tokens.rows[:, None] if level == "sequence" else tokens.seen
+    return {
+        f"{area}/mean": _mean(weight, tokens, level, denominators),
+        f"{area}/min": torch.where(counted, weight, torch.inf).amin(),
+        f"{area}/max": torch.where(counted, weight, -torch.inf).amax(),
+    }
 
 
 def _divergence_metrics(tokens: _Tokens, denominators: Denominators) -> dict[str, Tensor]:
