@@ -17,6 +17,7 @@ PACKAGES = ("rlhf_drive", "rewards", "rollout", "recipes")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("rlhf_drive.cli",),
     ("rlhf_drive.training", "rlhf_drive.compare", "rlhf_drive.integrations"),
+    ("rlhf_drive.runs",),
     ("rollout", "rewards"),
     ("rlhf_drive.likelihood", "rlhf_drive.objectives"),
     ("rlhf_drive.policies",),
@@ -31,6 +32,7 @@ EXCEPTIONS = {("rlhf_drive.training.pipeline", "rlhf_drive.compare")}
 """A pipeline ends with a comparison, so that one module of training may call compare."""
 NO_TORCH = (
     "rewards",
+    "rlhf_drive.runs",
     "rlhf_drive.scenes",
     "rlhf_drive.config",
     "rlhf_drive.registry",
@@ -39,7 +41,7 @@ NO_TORCH = (
     "rlhf_drive.errors",
     "recipes",
 )
-ONLY_IN_FUNCTIONS = {"navsim", "peft", "ray", "trl", "vllm"}
+ONLY_IN_FUNCTIONS = {"navsim", "peft", "ray", "trackio", "trl", "vllm", "wandb"}
 
 
 @dataclass(frozen=True)

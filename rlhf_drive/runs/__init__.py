@@ -1,0 +1,1 @@
+"""Reading runs back: what a run folder holds, its metrics as series, and curves. Imports no torch."""
