@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlhf_drive.config_rl_rules import find_rl_conflicts
+from rlhf_drive.config_scale_rules import find_scale_conflicts
 from rlhf_drive.config_schema import (
     POLICY_FILE,
     PROCESS_KEYS,
@@ -68,6 +69,7 @@ def find_conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _reward(recipe)
     yield from _rl(recipe)
     yield from find_rl_conflicts(recipe)
+    yield from find_scale_conflicts(recipe)
     if recipe.compare:
         yield from _compare(recipe.job, recipe.compare)
 
@@ -165,6 +167,8 @@ def _given_folder(path: str, value: str | None, what: str, example: str) -> Iter
         yield f"{path}: must be given: {what}. Add {example}"
     elif not Path(value).is_dir():
         yield f"{path}: there is no folder {value!r} (relative paths start at {Path.cwd()})"
+    elif what == "a scene store" and (Path(value) / "stages.json").is_file():
+        yield f"{path}: {value!r} is a run folder. Give its scene store, {str(Path(value) / 'scenes')!r}"
 
 
 def _existing(path: str, value: str | None) -> Iterator[str]:
