@@ -57,4 +57,5 @@ def importance_correction(inputs: LossInputs, level: ImportanceSamplingLevel, ca
     if inputs.weight is not None:
         seen = seen & (inputs.weight > 0)
     with torch.no_grad():
-        return log_ratio_sum(old_logp, behaviour_logp, seen, level, inputs.step_of).exp().clamp(max=cap)
+        weight = log_ratio_sum(old_logp, behaviour_logp, seen, level, inputs.step_of).exp()
+        return weight.clamp(max=cap).to(old_logp.dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from rlhf_drive.objectives import LossInputs, ObjectiveSettings
 
-__all__ = ["loop_loss"]
+__all__ = ["correction", "loop_loss"]
 
 
 def loop_loss(inputs: LossInputs, settings: ObjectiveSettings, max_length: int) -> Tensor:
@@ -68,6 +70,21 @@ def _weights(inputs: LossInputs, level: str, i: int, slots: list[int]) -> dict[i
     return result
 
 
+def correction(inputs: LossInputs, settings: ObjectiveSettings, i: int, j: int, slots: list[int]) -> float:
+    """Truncated weight of slot j of row i: a product of probabilities over a product of probabilities."""
+    if inputs.behaviour_logp is None or settings.importance_sampling_cap == 0:
+        return 1.0
+    level = settings.importance_sampling_level
+    together = [j] if level == "token" else slots
+    if level == "step" and inputs.step_of is not None:
+        together = [k for k in slots if inputs.step_of[k] == inputs.step_of[j]]
+    old, behaviour = 1.0, 1.0
+    for k in together:
+        old *= math.exp(float(inputs.old_logp[i, k]))
+        behaviour *= math.exp(float(inputs.behaviour_logp[i, k]))
+    return min(old / behaviour, settings.importance_sampling_cap)
+
+
 def _row_mean_of_terms(
     inputs: LossInputs,
     settings: ObjectiveSettings,
@@ -83,11 +100,13 @@ def _row_mean_of_terms(
             ratio = (inputs.logp[i, j] - inputs.old_logp[i, j]).exp()
             high, low = _double(settings.epsilon_high).exp(), _double(-settings.epsilon).exp()
             product = product * (torch.minimum(ratio, high) if advantage > 0 else torch.maximum(ratio, low))
-        return advantage * product ** (1 / len(slots))
+        return advantage * product ** (1 / len(slots)) * correction(inputs, settings, i, slots[0], slots)
     terms = {}
     for j in slots:
         advantage = inputs.advantages[i] if inputs.advantages.ndim == 1 else inputs.advantages[i, j]
-        terms[j] = _term(inputs, settings, rows, i, j, weights[j], advantage)
+        terms[j] = _term(inputs, settings, rows, i, j, weights[j], advantage) * correction(
+            inputs, settings, i, j, slots
+        )
     if settings.importance_sampling_level != "step" or settings.loss_type == "wll":
         return sum(terms.values(), _double(0.0)) / len(slots)
     steps = {j: 0 if inputs.step_of is None else int(inputs.step_of[j]) for j in slots}
