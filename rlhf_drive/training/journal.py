@@ -29,7 +29,7 @@ class Journal(Protocol):
 
 @dataclass(frozen=True)
 class RunJournal:
-    """Journal of a run folder: `metrics.jsonl`, TensorBoard and the live table."""
+    """Journal of a run folder: `metrics.jsonl`, what else the recipe logs to, and the live table."""
 
     writer: MetricsWriter
     """Files."""
@@ -42,7 +42,7 @@ class RunJournal:
 
     def resume(self, step: int) -> None:
         """Drop lines and alerts after `step`."""
-        self.writer.resume(step, phase=self.phase)
+        self.table.resume(self.writer.resume(step, phase=self.phase))
         if self.alerts is not None:
             self.alerts.resume(step, phase=self.phase)
 
