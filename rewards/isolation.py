@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rewards.call_thread import CallStoppedError, CallTimeoutError, NoThreadError, WorkerDiedError
 from rewards.carriers import FailureKind
 from rewards.partly_scored import PartlyScoredError
+from rlhf_drive.errors import describe_error
 
 __all__ = ["GIVE_UP_AFTER", "Call", "OutputError", "Pace", "RowFailure", "call_here", "call_isolated", "describe_error"]
 
@@ -72,12 +73,6 @@ class Pace:
     def ran_out(self, count: int) -> None:
         """A call on `count` rows did not come back in time."""
         self.rows = max(1, count // 2)
-
-
-def describe_error(error: BaseException) -> str:
-    """Type and first line of the message, short enough to print by the row."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def call_isolated(

@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass, fields
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from rewards.carriers import Failure
-from rewards.isolation import describe_error
-from rewards.ray_pool import Limits, Slot, Worker, WorkerPool
-from rewards.ray_shards import Homes, Job, Loss, Shard, after_loss, plan_shards
-from rewards.ray_worker import ShardResult, WorkerInfo
+from rewards.isolation import GIVE_UP_AFTER, describe_error
+from rewards.ray_shards import Homes, Job, Shard, ShardLoss, after_loss, plan_shards
+from rewards.ray_worker import ShardResult
 from rewards.reward_stats import RewardStats, StatsCounter
-from rlhf_drive.errors import RewardError
-from rlhf_drive.scenes import Scene
+from rlhf_drive.errors import RewardError, RlhfDriveError
+from rlhf_drive.scenes import Scene, Trajectories
+from rlhf_drive.workers import DispatchLoop, Loss, Slot, Worker, WorkerInfo, WorkerPool
 
-__all__ = ["Dispatcher", "RayRewardStats"]
+__all__ = ["Dispatcher", "Limits", "RayRewardStats", "RewardWorkerEnd"]
 
-_TURN_S = 0.05
-_LATE_S = 1.0
 _HELP_AFTER_S = 0.5
-_END_S = 30.0
+_MAX_ABANDONED = 32
+"""A worker that has left more threads behind is replaced: they hang in users' rewards and cannot be ended."""
+_START_HINT = "Ray may have too few CPUs free for {} of them: lower workers or num_cpus_per_worker, or give it longer."
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,49 @@ class RayRewardStats(RewardStats):
     """Answers of workers that had been replaced by then; they are not used."""
 
 
+class RewardWorkerEnd(Worker, Protocol):
+    """What a worker that scores is to the dispatcher."""
+
+    def score(
+        self, scenes: Sequence[Any], trajectories: Trajectories, previous: Trajectories | None
+    ) -> Future[ShardResult]:
+        """Scores of the plans."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take, seconds."""
+
+    timeout_s: float
+    """A user's reward for one row; 0 = no limit."""
+    terms: int
+    """How many user's rewards there are."""
+    start_s: float
+    """Starting a worker."""
+    stall_s: float
+    """Silence of a worker beyond `timeout_s`; counts only where that is set."""
+    call_s: float
+    """Scoring a shard without the user's rewards."""
+
+    @property
+    def silence_s(self) -> float | None:
+        """Silence of a worker; None where it does not count."""
+        return self.timeout_s + self.stall_s if self.timeout_s else None
+
+    def call(self, rows: int) -> float:
+        """Scoring `rows`: all may use up their time, and finding those that fail takes the engine some more."""
+        if not self.timeout_s:
+            return self.call_s
+        return self.call_s + self.terms * (rows + GIVE_UP_AFTER + 8) * max(self.timeout_s, 0.25)
+
+
 class Dispatcher:
     """Scores jobs on workers that may fail at any time."""
 
     def __init__(
         self,
-        spawn: Callable[[], Worker],
+        spawn: Callable[[], RewardWorkerEnd],
         fetch: Callable[[Scene], Any],
         alive: Callable[[], bool],
         limits: Limits,
@@ -75,20 +110,24 @@ class Dispatcher:
             max_rows: Rows of a shard at most.
             max_retries: How often a row is tried again after a worker died that held it alone.
         """
-        self._fetch, self._alive, self._max_rows, self._max_retries = fetch, alive, max_rows, max_retries
-        self._pool = WorkerPool(spawn, self, limits, workers)
+        self._fetch, self._limits, self._max_rows, self._max_retries = fetch, limits, max_rows, max_retries
+        self._pool: WorkerPool[RewardWorkerEnd, Shard] = WorkerPool(
+            spawn, self, workers=workers, kind="reward", failure=RewardError,
+            start_s=limits.start_s, start_hint=_START_HINT.format(workers), silence_s=limits.silence_s,
+        )  # fmt: skip
         self._queues: list[deque[Shard]] = [deque() for _ in range(workers)]
         self._homes = Homes(workers, remember)
-        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()
         self._jobs: list[Job] = []
-        self._closing = self._ended = False
+        self._ended = False
         self._counter = StatsCounter()
         self._counts: Counter[str] = Counter()
         self.ready = self._pool.ready
         """Done when every worker is up for the first time; an error if one cannot be started."""
-        self._thread = threading.Thread(target=self._run, name="reward-dispatch", daemon=True)
-        self._thread.start()
+        self._loop = DispatchLoop(
+            self._pool, kind="reward", failure=RewardError, alive=alive, turn=self._turn, ended=self._end_all
+        )
+        self._loop.start()
 
     @property
     def workers(self) -> list[WorkerInfo]:
@@ -129,22 +168,32 @@ class Dispatcher:
 
     def end(self) -> None:
         """End the workers and the thread."""
-        self.post(self._stop)
-        self._thread.join(_END_S)
+        self._loop.end()
 
     def post(self, event: Callable[[], None]) -> None:
         """Have the thread call `event`."""
-        self._events.put(event)
+        self._loop.post(event)
 
-    def scored(self, shard: Shard, result: ShardResult) -> None:
+    def answered(self, index: int, task: Shard, answer: ShardResult) -> None:
         """Take a shard that is back."""
-        self._counts.update(result.counts)
-        if not shard.job.future.done():
-            shard.job.put(shard.rows, result.scores)
-            self._settle(shard.job)
+        slot, job = self._pool.slots[index], task.job
+        slot.cached_bytes = answer.cached_bytes
+        self._counts.update(answer.counts)
+        if not job.future.done():
+            job.put(task.rows, answer.scores)
+            self._settle(job)
+        if answer.abandoned > _MAX_ABANDONED:
+            self._pool.replace(slot)
 
-    def lost(self, slot: int, shard: Shard, loss: Loss, reason: str) -> None:
+    def raised(self, index: int, task: Shard, error: BaseException) -> None:
+        """Cut up a shard that cannot be scored whole, or give up its row."""
+        self._again(index, task, "raised", f"the worker that scored it raised {describe_error(error)}")
+
+    def lost(self, index: int, task: Shard, loss: Loss) -> None:
         """Hand a shard that does not come back to others, or give up its row."""
+        self._again(index, task, "worker_died" if loss.kind == "died" else "timeout", _reason(loss))
+
+    def _again(self, slot: int, shard: Shard, loss: ShardLoss, reason: str) -> None:
         job = shard.job
         if job.future.done():
             return
@@ -158,46 +207,22 @@ class Dispatcher:
         for i, part in enumerate(again, slot + 1):
             self._queues[i % len(self._queues)].append(part)
 
-    def hopeless(self, error: RewardError) -> None:
+    def hopeless(self, error: RlhfDriveError) -> None:
         """Tell everybody who waits."""
         self._abandon(self._jobs, error)
 
-    def _run(self) -> None:
-        error = RewardError("The reward service was closed before these plans were scored.")
-        try:
-            last = time.monotonic()
-            while not self._closing:
-                last = self._turn(last)
-        except Exception as problem:  # nobody may wait for a thread that has ended
-            error = RewardError(f"Dispatching to the reward workers failed: {describe_error(problem)}")
-            error.__cause__ = problem
+    def _end_all(self, error: RlhfDriveError) -> None:
+        """Tell everybody who still waits that the thread has ended."""
         with self._lock:
             self._ended = True
-        self._pool.end()
         self._abandon(self._jobs, error)
-        if not self.ready.done():
-            self.ready.set_exception(error)
 
-    def _stop(self) -> None:
-        self._closing = True
-
-    def _turn(self, last: float) -> float:
-        """Take in what has happened, look at the clock, hand out work."""
-        with contextlib.suppress(Empty):
-            self._events.get(timeout=_TURN_S)()
-            while True:
-                self._events.get_nowait()()
-        now = time.monotonic()
-        if now - last > _LATE_S:  # this process stood still itself, which is no worker's fault
-            self._pool.postpone(now - last)
-        self._pool.watch(now)
-        if not self._alive():
-            raise RewardError("Ray was shut down while the reward service used it. Close the service first.")
+    def _turn(self, now: float) -> None:
+        """Hand out work."""
         for slot in self._pool.slots:
             while slot.free and (shard := self._next(slot, now)) is not None:
                 self._hand(slot, shard)
         self._forget_done()
-        return now
 
     def _plan(self, job: Job) -> None:
         homes = self._homes.of([scene.token for scene in job.scenes])
@@ -206,7 +231,7 @@ class Dispatcher:
             self._queues[worker].append(Shard(job, rows))
         self._settle(job)
 
-    def _next(self, slot: Slot, now: float) -> Shard | None:
+    def _next(self, slot: Slot[RewardWorkerEnd, Shard], now: float) -> Shard | None:
         """The next shard of the slot's own; without one, the last of the worker that has most and needs help."""
         mine = self._queues[slot.index]
         while mine:
@@ -220,14 +245,16 @@ class Dispatcher:
                 return shard
         return None
 
-    def _hand(self, slot: Slot, shard: Shard) -> None:
+    def _hand(self, slot: Slot[RewardWorkerEnd, Shard], shard: Shard) -> None:
         try:
             scenes = [self._fetch(scene) for scene in shard.job.part(shard.rows)[0]]
         except Exception as problem:  # the object store is full, or a scene cannot be pickled
             error = RewardError(f"Scenes cannot be sent to a reward worker: {describe_error(problem)}")
             error.__cause__ = problem
             return self._abandon([shard.job], error)
-        self._pool.hand(slot, shard, scenes)
+        _, plans, before = shard.job.part(shard.rows)
+        limit = self._limits.call(len(shard.rows))
+        self._pool.hand(slot, shard, lambda worker: worker.score(scenes, plans, before), limit)
 
     def _settle(self, job: Job) -> None:
         """Hand over the scores if all rows are back."""
@@ -240,7 +267,7 @@ class Dispatcher:
             job.future.set_result(scores)
         self._forget_done()
 
-    def _abandon(self, jobs: Sequence[Job], error: RewardError) -> None:
+    def _abandon(self, jobs: Sequence[Job], error: RlhfDriveError) -> None:
         for job in list(jobs):
             with contextlib.suppress(InvalidStateError):
                 job.future.set_exception(error)
@@ -255,3 +282,12 @@ class Dispatcher:
             job.clock.close()
             if job.future.cancelled():
                 job.future.set_running_or_notify_cancel()
+
+
+def _reason(loss: Loss) -> str:
+    """What to tell of a row that was lost with its worker."""
+    if loss.kind == "timeout":
+        return f"the worker that scored it was not done after {loss.seconds:g} s"
+    if loss.kind == "silent":
+        return f"the worker that scored it gave no sign of life for {loss.seconds:.1f} s"
+    return f"the worker that scored it died{': ' if loss.reason else ''}{loss.reason}"

@@ -12,15 +12,14 @@ from types import TracebackType
 
 from rewards.carriers import Scores
 from rewards.compose import RewardConfig
-from rewards.ray_cluster import connect, wait_for_exit
-from rewards.ray_dispatch import Dispatcher, RayRewardStats
-from rewards.ray_pool import Limits
+from rewards.ray_dispatch import Dispatcher, Limits, RayRewardStats
 from rewards.ray_scenes import SceneReferences
 from rewards.ray_shards import Job
-from rewards.ray_worker import RayWorker, WorkerInfo, WorkerOptions, import_ray
+from rewards.ray_worker import RayWorker, WorkerOptions
 from rewards.score_checks import check_trajectories
 from rlhf_drive.errors import ConfigError, RewardError, RlhfDriveError
 from rlhf_drive.scenes import Scene, Trajectories
+from rlhf_drive.workers import Connection, WorkerInfo, WorkerLostError, connect, import_ray, wait_for_exit
 
 __all__ = ["RayRewardService", "RayRewardStats"]
 
@@ -42,7 +41,8 @@ class RayRewardService:
     freed with them. A reward that runs out of time leaves its thread behind; a worker with many of them is replaced.
 
     With no `address`, a Ray that this process has started or joined already is used, then the one that RAY_ADDRESS or
-    `ray start` offers, and otherwise one is started on this machine, and stopped again by :meth:`close`.
+    `ray start` offers, and otherwise one is started on this machine, and stopped again by the :meth:`close` of the last
+    service that uses it.
 
     Example:
         >>> with RayRewardService(reward.config, workers=8, address="auto") as service:  # doctest: +SKIP
@@ -103,7 +103,7 @@ class RayRewardService:
         )
         self._limits = Limits(timeout_s, len(self.reward.user_terms), start_s, stall_s, call_s)
         self._dispatcher: Dispatcher | None = None
-        self._owns_ray = False
+        self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._stats = RayRewardStats()
         self._start()
@@ -166,8 +166,8 @@ class RayRewardService:
         infos = dispatcher.workers
         dispatcher.end()
         self._stats = dispatcher.stats
-        if self._owns_ray:
-            import_ray().shutdown()
+        if self._connection is not None:
+            self._connection.leave()
         wait_for_exit(info.pid for info in infos if info.host == socket.gethostname())
 
     def __enter__(self) -> RayRewardService:
@@ -182,7 +182,8 @@ class RayRewardService:
         """Workers, and what they run on."""
         ray = import_ray()
         cpus = self._options.num_cpus
-        self._owns_ray = connect(ray, self._address, math.ceil(max(self._workers, 1) * cpus))
+        needed = math.ceil(max(self._workers, 1) * cpus)
+        self._connection = connect(ray, self._address, needed, failure=RewardError)
         workers = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1) // (cpus or 1)))
         scenes = SceneReferences(self._cache_size, _SCENES_BYTES, ray.put)
         self._dispatcher = Dispatcher(
@@ -210,7 +211,7 @@ def _check_sizes(**values: float) -> None:
 def _start_error(error: Exception) -> RlhfDriveError:
     """Why the workers did not come up, and what to do."""
     hint = "Every machine needs rlhf-drive in the same version, and the plug-ins under the same paths."
-    if isinstance(error, RewardError):
+    if isinstance(error, RewardError | WorkerLostError):
         return RewardError(f"The reward workers do not start: {str(error).rstrip('.')}. {hint}")
     return ConfigError(f"The reward cannot be built on a Ray worker: {str(error).rstrip('.')}. {hint}")
 

@@ -16,10 +16,10 @@ from rewards.carriers import Failure, ScorerInfo, Scores
 from rlhf_drive.errors import RewardError
 from rlhf_drive.scenes import Scene, Trajectories
 
-__all__ = ["Homes", "Job", "Loss", "Shard", "after_loss", "plan_shards"]
+__all__ = ["Homes", "Job", "Shard", "ShardLoss", "after_loss", "plan_shards"]
 
 Rows = NDArray[np.int64]
-Loss = Literal["worker_died", "timeout", "raised"]
+ShardLoss = Literal["worker_died", "timeout", "raised"]
 """What came back instead of scores: nothing since the process ended, nothing in time, or an error of the call."""
 
 _LEAST_ROWS = 16
@@ -168,7 +168,7 @@ def plan_shards(scene_index: Rows, homes: Sequence[int], *, workers: int, max_ro
     return shards + [(worker, np.concatenate(pieces)) for worker, pieces in enumerate(open_) if pieces]
 
 
-def after_loss(shard: Shard, loss: Loss, max_retries: int) -> list[Shard]:
+def after_loss(shard: Shard, loss: ShardLoss, max_retries: int) -> list[Shard]:
     """What to hand out in place of a shard that did not come back; nothing where its row is given up.
 
     A worker may have died for a reason of its own, so the shard is first tried as it is once more. If that fails too,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import site
 import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,38 +17,12 @@ import numpy as np
 from rewards.carriers import Scores
 from rewards.compose import RewardConfig
 from rewards.service import LocalRewardService
-from rlhf_drive.errors import ConfigError, RewardError
 from rlhf_drive.scenes import Scene, Trajectories
+from rlhf_drive.workers.actor import RayActor, WorkerInfo, WorkerLostError, import_ray, why_lost
 
-__all__ = ["RayWorker", "RewardWorker", "ShardResult", "WorkerInfo", "WorkerLostError", "WorkerOptions", "import_ray"]
+__all__ = ["RayWorker", "RewardWorker", "ShardResult", "WorkerOptions"]
 
 _FETCH_TIMEOUT_S = 60.0
-
-
-def import_ray() -> Any:
-    """The package `ray`.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            f"Scoring on Ray needs the package ray, which cannot be imported ({error}). Install it with "
-            "pip install 'rlhf-drive[ray]', or use the local reward service."
-        ) from error
-    return ray
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """Where a worker runs."""
-
-    pid: int
-    """Its process."""
-    host: str
-    """Name of its machine."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +55,6 @@ class ShardResult:
     """Memory of the prepared scenes it keeps."""
     abandoned: int
     """Calls that the worker has given up since it was started; each leaves a thread behind that may never end."""
-
-
-class WorkerLostError(RewardError):
-    """A worker's process is gone, or Ray cannot reach it."""
 
 
 class RewardWorker:
@@ -151,7 +119,7 @@ class RewardWorker:
             try:
                 data: bytes = ray.get(reference, timeout=_FETCH_TIMEOUT_S)
             except ray.exceptions.RayError as error:  # no fault of the rows: another worker may be luckier
-                raise WorkerLostError(f"it could not fetch a scene: {_why_lost(error)}") from error
+                raise WorkerLostError(f"it could not fetch a scene: {why_lost(error)}") from error
             self._scenes[number] = pickle.loads(data), len(data)
             self._scenes_bytes += len(data)
         self._scenes.move_to_end(number)
@@ -169,74 +137,16 @@ class RayWorker:
 
     def __init__(self, options: WorkerOptions) -> None:
         """Ask Ray for the process."""
-        self._ray = import_ray()
-        # A dead actor is replaced, not restarted, and no call is repeated by Ray: what a row costs is counted here.
-        actor = self._ray.remote(
-            num_cpus=options.num_cpus,
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups={"control": 2},
-            scheduling_strategy="SPREAD",
-            enable_task_events=False,  # Ray would keep a record of each call
-            runtime_env={"env_vars": worker_environment()},
-        )(RewardWorker)
-        self._actor = actor.remote(options)
-
-    def start(self) -> Future[WorkerInfo]:
-        """:meth:`RewardWorker.start`."""
-        return self._future(self._actor.start.remote())
+        self._actor = RayActor(RewardWorker, options, num_cpus=options.num_cpus)
+        self.start, self.ping, self.gone, self.kill = (
+            self._actor.start, self._actor.ping, self._actor.gone, self._actor.kill
+        )  # fmt: skip
 
     def score(
         self, scenes: Sequence[tuple[int, Sequence[Any]]], trajectories: Trajectories, previous: Trajectories | None
     ) -> Future[ShardResult]:
         """:meth:`RewardWorker.score`."""
-        return self._future(self._actor.score.remote(scenes, trajectories, previous))
-
-    def ping(self) -> Future[None]:
-        """Comes back at once while the worker's interpreter runs, even if it is scoring."""
-        return self._future(self._actor.ping.options(concurrency_group="control").remote())
-
-    def gone(self) -> Future[None]:
-        """Raises when the worker is gone, and only then."""
-        return self._future(self._actor.linger.options(concurrency_group="control").remote())
-
-    def kill(self) -> None:
-        """End the process, whatever it is doing."""
-        self._ray.kill(self._actor)
-
-    def _future(self, reference: Any) -> Future[Any]:
-        """The answer to a call: its value, the error it raised, or `WorkerLostError`."""
-        outer: Future[Any] = Future()
-
-        def pass_on(inner: Future[Any]) -> None:
-            error = inner.exception()
-            if error is None:
-                outer.set_result(inner.result())
-            elif isinstance(error, self._ray.exceptions.RayTaskError):
-                outer.set_exception(error.cause if isinstance(error.cause, Exception) else error)
-            else:
-                outer.set_exception(WorkerLostError(_why_lost(error)))
-
-        reference.future().add_done_callback(pass_on)
-        return outer
-
-
-def worker_environment() -> Mapping[str, str]:
-    """Environment of a worker: single-threaded libraries that do not spin, our packages, and Numba's cache."""
-    variables = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    root = str(Path(__file__).resolve().parents[1])
-    if root not in (*site.getsitepackages(), site.getusersitepackages()):  # a source tree that may not be installed
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    if cache := os.environ.get("NUMBA_CACHE_DIR"):
-        variables["NUMBA_CACHE_DIR"] = cache
-    return variables
-
-
-def _why_lost(error: BaseException) -> str:
-    """What Ray says about the end of a worker, in a line and without its advice."""
-    text = " ".join(str(error).split())
-    detail = text.partition("Worker exit detail: ")[2] or text.partition("The actor is dead because ")[2] or text
-    return f"{type(error).__name__}: {detail.partition(' Some common causes')[0][:200]}"
+        return self._actor.call("score", scenes, trajectories, previous)
 
 
 def _own(trajectories: Trajectories) -> Trajectories:

@@ -23,8 +23,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rlhf_drive.policies",),
     ("rlhf_drive.scenes",),
     ("rlhf_drive.config", "recipes"),
+    ("rlhf_drive.workers",),
     ("rlhf_drive.likelihood_fits", "rlhf_drive.objective_rules"),
-    ("rlhf_drive.registry",),
+    ("rlhf_drive.registry", "rlhf_drive.disk"),
     ("rlhf_drive.errors",),
 )
 """From the top down; a room imports from lower lines only, never from another room of its own line."""
@@ -36,6 +37,7 @@ NO_TORCH = (
     "rlhf_drive.scenes",
     "rlhf_drive.config",
     "rlhf_drive.registry",
+    "rlhf_drive.workers",
     "rlhf_drive.likelihood_fits",
     "rlhf_drive.objective_rules",
     "rlhf_drive.errors",

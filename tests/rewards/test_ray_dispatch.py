@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from rewards import ScorerInfo, Scores
-from rewards.ray_dispatch import Dispatcher
-from rewards.ray_pool import Limits
+from rewards.ray_dispatch import Dispatcher, Limits
 from rewards.ray_shards import Job
-from rewards.ray_worker import ShardResult, WorkerInfo, WorkerLostError
+from rewards.ray_worker import ShardResult
 from rlhf_drive.errors import PluginError, RewardError
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.generator import generate_scenes
+from rlhf_drive.workers import WorkerInfo, WorkerLostError
 
 INFO = ScorerInfo("pdms", "NAVSIM v1.1")
 LIMITS = Limits(timeout_s=0.1, terms=1, start_s=5.0, stall_s=0.2, call_s=60.0)

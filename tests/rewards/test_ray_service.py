@@ -15,10 +15,10 @@ import pytest
 from rewards import LocalRewardService, Reward, RewardSpec, Scores, build_reward
 from rewards.pdm_closed import attach_references
 from rewards.ray_service import RayRewardService
-from rewards.ray_worker import worker_environment
 from rlhf_drive.errors import ConfigError, DataError
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.generator import generate_scenes
+from rlhf_drive.workers.actor import worker_environment
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
