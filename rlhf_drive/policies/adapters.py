@@ -36,12 +36,23 @@ def adapter_layers(policy: Policy) -> dict[str, Any]:
     return found
 
 
-def adapter_state(policy: Policy) -> dict[str, Tensor]:
+def adapter_state(policy: Policy, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The factors, ``{weight}.lora_A`` and ``{weight}.lora_B``, as PEFT holds them.
 
     A matrix ``W [out, in]`` has ``A [r, in]`` and ``B [out, r]``. Expert weights ``W [E, in, out]`` have
     ``A [E * r, in]``, expert by expert, and ``B [out, r * E]``, in which column ``i * E + e`` is factor i of expert e.
+
+    Args:
+        policy: A policy; without adapters the result is empty.
+        state: A state dict of it to take them from, where its own holds parts only.
     """
+    if state is not None:
+        names = {layer: name for name, layer in policy.named_modules()}
+        return {
+            f"{weight}.{factor}": state[f"{names[layer]}.{factor}.{ADAPTER}.weight"]
+            for weight, layer in adapter_layers(policy).items()
+            for factor in FACTORS
+        }
     return {
         f"{weight}.{factor}": getattr(layer, factor)[ADAPTER].weight
         for weight, layer in adapter_layers(policy).items()
@@ -49,11 +60,15 @@ def adapter_state(policy: Policy) -> dict[str, Tensor]:
     }
 
 
-def base_state(policy: Policy) -> dict[str, Tensor]:
-    """The weights below the adapters, by plain name; the whole state of a policy without adapters."""
-    return {
-        _plain(name): tensor for name, tensor in policy.state_dict().items() if not set(name.split(".")) & set(FACTORS)
-    }
+def base_state(policy: Policy, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The weights below the adapters, by plain name; the whole state of a policy without adapters.
+
+    Args:
+        policy: With or without adapters.
+        state: A state dict of it to take them from, where its own holds parts only.
+    """
+    own = policy.state_dict() if state is None else state
+    return {_plain(name): tensor for name, tensor in own.items() if not set(name.split(".")) & set(FACTORS)}
 
 
 @torch.no_grad()

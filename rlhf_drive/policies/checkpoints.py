@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_drive.disk import replace_folder, restore_folder, writing
 from rlhf_drive.errors import CheckpointError, RlhfDriveError
 from rlhf_drive.policies.adapters import adapter_state, base_state, load_adapter_state
 from rlhf_drive.policies.lora import LoraSettings, add_lora, lora_settings
@@ -51,31 +51,19 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def replace_folder(temporary: Path, final: Path) -> None:
-    """Put a finished folder in its place. A crash never leaves half a folder; between the two renames it leaves the old
-    one under another name, which :func:`restore_folder` undoes."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.replace(old)
-    temporary.replace(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_folder(final: Path) -> None:
-    """Bring back a folder that a crash inside :func:`replace_folder` left under its other name."""
-    old = final.with_name(f".{final.name}.old")
-    if old.exists() and not final.exists():
-        old.replace(final)
-
-
 def describe_policy(policy: Policy) -> dict[str, dict[str, object]]:
     """What rebuilds a policy, its adapters included: :meth:`Policy.describe` and, with adapters, section `lora`."""
     lora = lora_settings(policy)
     return {**policy.describe(), **({} if lora is None else {"lora": dataclasses.asdict(lora)})}
 
 
-def save_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any] | None = None) -> None:
+def save_policy(
+    policy: Policy,
+    folder: Path,
+    *,
+    info: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write weights, then the manifest that vouches for them. The folder must exist and be the caller's own.
 
     Args:
@@ -83,23 +71,34 @@ def save_policy(policy: Policy, folder: Path, *, info: Mapping[str, Any] | None 
             to publish a plain policy, save :func:`~rlhf_drive.policies.lora.merged`.
         folder: Existing folder.
         info: What the writer wants remembered (recipe, step, scores): plain JSON data.
+        weights: A state dict of `policy` to write in place of its own, as where a process holds a part of it only.
+
+    Raises:
+        StorageError: They cannot be written.
     """
+    tensors = {**base_state(policy, weights), **adapter_state(policy, weights)}
     manifest = {
         "format": FORMAT,
         **describe_policy(policy),
-        "sha256": write_tensors({**base_state(policy), **adapter_state(policy)}, folder / WEIGHTS),
+        "sha256": write_tensors(tensors, folder / WEIGHTS),
         "trained_on": sorted(policy.trained_on),
         "info": dict(info or {}),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    with writing("A policy", folder):
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """Write tensors as safetensors; the file's :func:`sha256`."""
+    """Write tensors as safetensors; the file's :func:`sha256`.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    return sha256(path)
+    with writing("Weights", path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        return sha256(path)
 
 
 def read_tensors(path: Path, digest: str, manifest: str) -> dict[str, Tensor]:

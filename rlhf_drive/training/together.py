@@ -1,58 +1,76 @@
-"""Work that one process does for all, or each does a part of, with errors that reach everybody.
-
-A process that raised alone would leave the others waiting for it until their time is up.
-"""
+"""Work of a group of processes that succeeds on all of them or fails on all of them, with one error."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import TypeVar
 
 from rlhf_drive.errors import RlhfDriveError, TrainingError
 from rlhf_drive.training.ranks import Ranks
 
-__all__ = ["by_all", "by_main"]
+__all__ = ["by_main", "on_all", "on_main"]
 
 T = TypeVar("T")
 
 
-def by_main(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work` gives on the main process, on all of them; it runs nowhere else.
+def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
+    """``function()`` of the main process, on every process: its result, or its error. All must call this.
 
-    Raises:
-        RlhfDriveError: What `work` raised, on every process; a TrainingError in place of other errors.
+    Without it, an error on the main process would leave the others waiting for it until they time out.
+
+    Args:
+        ranks: The processes.
+        function: What only one may do, such as writing files; gives back a small plain value.
+
+    Example:
+        >>> on_main(Ranks(), lambda: "written")
+        'written'
     """
     if ranks.count == 1:
-        return work()
-    result, error = _tried(work) if ranks.main else (None, None)
-    result, error = ranks.first((result, error))
-    if error is not None:
-        raise error
+        return function()
+    result: T | None = None
+    own: Exception | None = None
+    if ranks.main:
+        try:
+            result = function()
+        except Exception as error:
+            own = error
+    told, failed = ranks.first((result, _sendable(own)))
+    if own is not None:
+        raise own
+    if failed is not None:
+        raise failed
+    return told  # type: ignore[return-value]
+
+
+by_main = on_main
+
+
+def on_all(ranks: Ranks, function: Callable[[], T]) -> T:
+    """``function()`` of each process for itself; if it fails on any, it fails on all with the first one's error."""
+    if ranks.count == 1:
+        return function()
+    result: T | None = None
+    own: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:
+        own = error
+    failed = [error for error in ranks.gather(_sendable(own)) if error is not None]
+    if own is not None:
+        raise own
+    if failed:
+        raise failed[0]
     return result  # type: ignore[return-value]
 
 
-def by_all(ranks: Ranks, work: Callable[[], T]) -> list[T]:
-    """What `work` gives on each process, in their order, on all of them.
-
-    Raises:
-        RlhfDriveError: What the first process that failed raised, on every process; a TrainingError in place of others.
-    """
-    if ranks.count == 1:
-        return [work()]
-    found = ranks.gather(_tried(work))
-    for _, error in found:
-        if error is not None:
-            raise error
-    return [result for result, _ in found]  # type: ignore[misc]
-
-
-def _tried(work: Callable[[], T]) -> tuple[T | None, RlhfDriveError | None]:
-    """The result, or an error that can be pickled."""
+def _sendable(error: Exception | None) -> Exception | None:
+    """The error as another process can read it."""
+    if error is None or isinstance(error, RlhfDriveError):
+        return error
     try:
-        return work(), None
-    except RlhfDriveError as error:
-        return None, error
-    except Exception as error:  # a defect: its own class may not survive the way to the others
-        import traceback
-
-        return None, TrainingError("".join(traceback.format_exception(error)))
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return TrainingError(f"Another process failed: {type(error).__name__}: {error}")
+    return error
