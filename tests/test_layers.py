@@ -37,6 +37,7 @@ NO_TORCH = (
     "rlhf_drive.scenes",
     "rlhf_drive.config",
     "rlhf_drive.registry",
+    "rlhf_drive.disk",
     "rlhf_drive.workers",
     "rlhf_drive.likelihood_fits",
     "rlhf_drive.objective_rules",
