@@ -62,8 +62,14 @@ def _metrics() -> dict[str, dict[str, list[float]]]:
 
 
 def _trl_loss(
-    trainer: Any, inputs: LossInputs, settings: ObjectiveSettings, accumulation: int, tokens: float
+    trainer: Any,
+    inputs: LossInputs,
+    settings: ObjectiveSettings,
+    accumulation: int,
+    tokens: float,
+    correction: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
+    """TRL's loss and metrics; `correction` is its own importance-sampling ratio, of `_trl_correction`."""
     n, t = inputs.logp.shape
     entropy = torch.zeros(n, t) if inputs.entropy is None else inputs.entropy
     stub = _Stub(
@@ -88,6 +94,8 @@ def _trl_loss(
         max_completion_length=t + 2,
         accelerator=_accelerator(),
         _metrics=_metrics(),
+        use_vllm=correction is not None,
+        vllm_importance_sampling_correction=correction is not None,
     )
     ids = torch.zeros(n, 1, dtype=torch.long)
     batch = {
@@ -99,8 +107,28 @@ def _trl_loss(
         "old_per_token_logps": inputs.old_logp,
         "ref_per_token_logps": inputs.ref_logp,
         "num_items_in_batch": torch.tensor(tokens),
+        "importance_sampling_ratio": correction,
     }
     return trainer._compute_loss(stub, None, batch), stub._metrics["train"]
+
+
+def _trl_correction(trainer: Any, inputs: LossInputs, level: str, cap: float) -> tuple[Tensor, dict[str, list[float]]]:
+    """TRL's importance-sampling ratio and its metrics, out of its generation step: rows are cut where the mask ends."""
+    assert inputs.behaviour_logp is not None
+    n = len(inputs.logp)
+    lengths = inputs.mask.sum(1).tolist()
+    tokens = [[1] * length for length in lengths]
+    sampled = [row[:length] for row, length in zip(inputs.behaviour_logp.tolist(), lengths, strict=True)]
+    metrics = _metrics()
+    output = _trl_output(
+        trainer, torch.zeros(n, 1), 4, scale_rewards="none", _metrics=metrics,
+        _generate=lambda prompts: ([[1]] * n, tokens, None, ["x"] * n, sampled, {}, None, None),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (inputs.old_logp, None, None),
+        use_vllm=True, vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_mode=f"{level}_truncate", vllm_importance_sampling_clip_max=cap,
+        _tokenizer=_Stub(pad_token_id=0, decode=lambda *_, **__: "x"),
+    )  # fmt: skip
+    return output["importance_sampling_ratio"], metrics["train"]
 
 
 def _settings(loss_type: str, level: str, **changes: Any) -> ObjectiveSettings:
@@ -169,6 +197,29 @@ def test_loss_gradient_and_metrics(
         assert (out.metrics["ratio/clip_frac"].item() > 0) == (loss_type != "sapo")
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.07])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", SHARED)
+def test_truncated_importance_sampling(grpo_trainer: Any, loss_type: str, level: str, beta: float) -> None:
+    """Samples of another policy, as TRL has them of vLLM: its ratio, its loss and its metrics of that ratio."""
+    inputs = _random(6)
+    noise = torch.randn(inputs.logp.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    # TRL reads the sampler's log-probabilities as float32.
+    inputs = replace(inputs, behaviour_logp=(inputs.old_logp - 0.1 + 0.3 * noise).float().double())
+    denominators = count_denominators(inputs.mask, max_length=inputs.mask.shape[1] + 2)
+    settings = _settings(loss_type, level, beta=beta, use_bias_correction_kl=True, importance_sampling_cap=1.25)
+    out = make_objective(settings)(inputs, denominators)
+    ratio, metrics = _trl_correction(grpo_trainer, inputs, level, 1.25)
+    theirs = _trl_loss(grpo_trainer, inputs, settings, 1, denominators.tokens, ratio)[0]
+    _assert_equal(out.loss, theirs, inputs)
+    for name in ("mean", "min", "max"):
+        wanted = metrics[f"sampling/importance_sampling_ratio/{name}"][0]
+        assert out.metrics[f"correction/{name}"].item() == pytest.approx(wanted, abs=1e-6), name
+    assert out.metrics["correction/max"].item() == 1.25
+    plain = make_objective(replace(settings, importance_sampling_cap=0.0))(inputs, denominators)
+    assert (_gradients(plain.loss, inputs)[0] - _gradients(out.loss, inputs)[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", CLIPPED)
 def test_two_sided_clipping(grpo_trainer: Any, loss_type: str, level: str) -> None:
@@ -234,7 +285,12 @@ def _rows(inputs: LossInputs, rows: slice) -> LossInputs:
 
 
 def _trl_advantages(trainer: Any, rewards: Tensor, num_generations: int, **settings: Any) -> Tensor:
-    """Advantages out of TRL's generation step, with the generation and the reward call stubbed; NaN is unscorable.
+    """Advantages out of TRL's generation step."""
+    return _trl_output(trainer, rewards, num_generations, **settings)["advantages"]  # type: ignore[no-any-return]
+
+
+def _trl_output(trainer: Any, rewards: Tensor, num_generations: int, **settings: Any) -> dict[str, Any]:
+    """What TRL's generation step gives to its loss, with the generation and the reward call stubbed; NaN is unscorable.
 
     Rewards are ``[N, C]``, one column per reward function.
     """
@@ -246,19 +302,19 @@ def _trl_advantages(trainer: Any, rewards: Tensor, num_generations: int, **setti
         "_generate": lambda prompts: (tokens, tokens, None, ["x"] * n, None, {}, None, None),
         "multi_objective_aggregation": "sum_then_normalize",
         "reward_weights": torch.ones(columns, dtype=rewards.dtype),
+        "_metrics": _metrics(),
+        "_tokenizer": _Stub(pad_token_id=0),
         **settings,
     }
     stub = _Stub(
         accelerator=_accelerator(),
         model=_Stub(training=True),
-        _tokenizer=_Stub(pad_token_id=0),
         args=_Stub(per_device_train_batch_size=n, steps_per_generation=1, gradient_accumulation_steps=1),
         num_iterations=1,
         _calculate_rewards=lambda *_, **__: rewards.clone(),
         num_generations=num_generations,
         reward_func_names=names,
         reward_funcs=names,
-        _metrics=_metrics(),
         _logs={
             "prompt": [],
             "completion": [],
@@ -270,8 +326,7 @@ def _trl_advantages(trainer: Any, rewards: Tensor, num_generations: int, **setti
         _pending_metrics={},
         **options,
     )
-    output = trainer._generate_and_score_completions(stub, [{"prompt": "p"}] * n)
-    return output["advantages"]  # type: ignore[no-any-return]
+    return trainer._generate_and_score_completions(stub, [{"prompt": "p"}] * n)  # type: ignore[no-any-return]
 
 
 def _rewards() -> Tensor:
