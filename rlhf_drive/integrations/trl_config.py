@@ -6,7 +6,9 @@
 
 Most names are the same. What differs: TRL counts optimizer steps and a recipe RL steps, each of `num_iterations`
 optimizer steps; TRL counts completions and a recipe scenes, each of `num_generations`. Our learning rate is always a
-cosine after the warm-up: TRL's default, linear, becomes that.
+cosine after the warm-up: TRL's default, linear, becomes that. `rl.importance_sampling_cap` is TRL's correction for
+samples of vLLM (modes `token_truncate` and `sequence_truncate`, `vllm_importance_sampling_clip_max`); in a recipe it
+acts where rollouts are older than the update, or of another precision.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ TRANSLATED = {
     *("epsilon_high", "delta", "multi_objective_aggregation", "max_completion_length", "lr_scheduler_type"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
     *("gradient_checkpointing", "activation_checkpointing"),
+    *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max"),
 }
 """Fields of `GRPOConfig` that become recipe keys by a rule of their own."""
 OPERATIONAL = {
@@ -62,6 +65,8 @@ OPERATIONAL = {
     *("per_device_eval_batch_size", "num_completions_to_print", "remove_unused_columns", "pad_to_multiple_of"),
 }
 """Fields that change no update: where and how much is logged, and what our RL does anyway (no dropout, float32)."""
+TRUNCATE = "_truncate"
+"""Modes of TRL's importance-sampling correction that lower weights; the others set them to zero, as ours never does."""
 OPERATIONAL_PREFIXES = ("log", "hub_", "push_to_hub", "dataloader_", "vllm_", "ds3_")
 ALONE: Mapping[str, tuple[object, ...]] = {
     "likelihood": ("trace",),
@@ -87,7 +92,8 @@ ALONE: Mapping[str, tuple[object, ...]] = {
 def recipe_keys_from_grpo_config(config: Any) -> dict[str, Any]:
     """What a `trl.GRPOConfig` says, as values by dotted recipe key.
 
-    `max_steps` of -1 (TRL then counts epochs) and `save_total_limit` of None give no key: the recipe's own stand.
+    `max_steps` of -1 (TRL then counts epochs), `save_total_limit` of None and TRL's default correction of samples
+    (`sequence_mask`, which needs vLLM to act) give no key: the recipe's own stand.
 
     Args:
         config: A `trl.GRPOConfig`.
@@ -121,6 +127,10 @@ def recipe_keys_from_grpo_config(config: Any) -> dict[str, Any]:
     keys["rl.ref_model_sync_steps"] = math.ceil(config.ref_model_sync_steps / updates)
     if config.save_total_limit is not None:
         keys["rl.keep_checkpoints"] = config.save_total_limit
+    if not config.vllm_importance_sampling_correction:
+        keys["rl.importance_sampling_cap"] = 0.0
+    elif config.vllm_importance_sampling_mode.endswith(TRUNCATE):
+        keys["rl.importance_sampling_cap"] = config.vllm_importance_sampling_clip_max
     if config.use_cpu:
         keys["device"] = "cpu"
     return keys
@@ -160,6 +170,7 @@ def grpo_config_from_recipe(recipe: Recipe, **overrides: Any) -> Any:
         "epsilon_high": rl.epsilon_high,
         "delta": rl.delta or None,
         "multi_objective_aggregation": AGGREGATIONS.get(rl.advantages),
+        "vllm_importance_sampling_correction": rl.importance_sampling_cap > 0,
         "activation_checkpointing": rl.gradient_checkpointing,
         "seed": rl.seeds[0],
         "per_device_train_batch_size": micro * rollout.num_generations,
@@ -177,6 +188,9 @@ def grpo_config_from_recipe(recipe: Recipe, **overrides: Any) -> Any:
         "bf16": False,
         "output_dir": recipe.output_dir,
     }
+    if rl.importance_sampling_cap > 0:
+        fields["vllm_importance_sampling_mode"] = rl.importance_sampling_level + TRUNCATE
+        fields["vllm_importance_sampling_clip_max"] = rl.importance_sampling_cap
     return GRPOConfig(**{**fields, **overrides})
 
 
@@ -208,6 +222,7 @@ def _unlike(config: Any) -> Iterator[str]:
             f"per_device_train_batch_size = {config.per_device_train_batch_size} splits a group of num_generations = "
             f"{config.num_generations}; bnpo depends on the split, and ours keeps groups whole."
         )
+    yield from _unlike_correction(config)
     if config.max_completion_length not in (512, ACTION_TOKENS):
         yield f"max_completion_length = {config.max_completion_length}: a plan has {ACTION_TOKENS} tokens. Leave it."
     if config.warmup_steps >= 1 and config.max_steps <= 0:
@@ -219,6 +234,23 @@ def _unlike(config: Any) -> Iterator[str]:
                 f"{name} = {getattr(config, name)} counts updates, of which each RL step makes num_iterations = "
                 f"{config.num_iterations}. Make it a multiple."
             )
+
+
+def _unlike_correction(config: Any) -> Iterator[str]:
+    """Truncated importance sampling that is not ours: other places, a lower bound, no upper one."""
+    mode = config.vllm_importance_sampling_mode
+    if not config.vllm_importance_sampling_correction or not mode.endswith(TRUNCATE):
+        return
+    if mode != config.importance_sampling_level + TRUNCATE:
+        yield (
+            f"vllm_importance_sampling_mode = {mode!r}: ours weighs what importance_sampling_level = "
+            f"{config.importance_sampling_level!r} compares. Set it to {config.importance_sampling_level + TRUNCATE!r}."
+        )
+    if config.vllm_importance_sampling_clip_max is None or config.vllm_importance_sampling_clip_min is not None:
+        yield (
+            f"vllm_importance_sampling_clip_min = {config.vllm_importance_sampling_clip_min}, clip_max = "
+            f"{config.vllm_importance_sampling_clip_max}: ours bounds weights from above only. Give clip_max alone."
+        )
 
 
 def _beyond_trl(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -233,6 +265,11 @@ def _beyond_trl(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield (
             "beta",
             f"rl.kl_estimator = {rl.kl_estimator!r}, rl.kl_in = {rl.kl_in!r}: TRL has 'k3' in the 'loss' only.",
+        )
+    if rollout.max_staleness > 0:
+        yield (
+            "",
+            f"rollout.max_staleness = {rollout.max_staleness}: TRL's GRPOTrainer samples with the latest weights only.",
         )
     if len(rl.seeds) != 1:
         yield "seed", f"rl.seeds = {list(rl.seeds)}: a GRPOConfig is one run. Give one."

@@ -45,6 +45,8 @@ CHANGED: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 6,
     "use_cpu": True,
+    "vllm_importance_sampling_mode": "sequence_truncate",
+    "vllm_importance_sampling_clip_max": 1.7,
 }
 """Every shared field, none at its default."""
 
@@ -64,7 +66,8 @@ def test_from_trl_and_back(fields: dict[str, Any]) -> None:
     back = grpo_config_from_recipe(_recipe(keys))
     for name in CHANGED:
         wanted = getattr(config, name)
-        if wanted is not None and (name, wanted) != ("max_steps", -1):  # else the recipe's own value stands
+        masked = name.startswith("vllm_") and config.vllm_importance_sampling_mode == "sequence_mask"
+        if wanted is not None and (name, wanted) != ("max_steps", -1) and not masked:  # else the recipe's own stands
             assert getattr(back, name) == wanted, name
     assert recipe_keys_from_grpo_config(back).items() >= keys.items()
     assert back.steps_per_generation == config.steps_per_generation
@@ -111,6 +114,44 @@ def test_an_unset_upper_bound_is_the_lower_one() -> None:
     keys = recipe_keys_from_grpo_config(_config(epsilon=0.15))
     assert (keys["rl.epsilon_high"], keys["rl.delta"]) == (0.15, 0.0)
     assert "rl.max_steps" not in keys
+
+
+@pytest.mark.parametrize(
+    ("fields", "cap"),
+    [
+        ({"vllm_importance_sampling_mode": "token_truncate"}, 3.0),  # TRL's default bound
+        ({"vllm_importance_sampling_correction": False, "vllm_importance_sampling_mode": "token_truncate"}, 0.0),
+        ({}, None),  # sequence_mask, without vLLM to act on
+    ],
+)
+def test_the_correction_of_older_samples_is_translated(fields: dict[str, Any], cap: float | None) -> None:
+    keys = recipe_keys_from_grpo_config(_config(**fields))
+    assert keys.get("rl.importance_sampling_cap") == cap
+    recipe = load_recipe("quickstart", ["rl.importance_sampling_cap=0.0", "rl.importance_sampling_level=token"])
+    assert not grpo_config_from_recipe(recipe).vllm_importance_sampling_correction
+    weighed = replace(recipe, rl=replace(recipe.rl, importance_sampling_cap=1.5))
+    back = grpo_config_from_recipe(weighed)
+    assert (back.vllm_importance_sampling_mode, back.vllm_importance_sampling_clip_max) == ("token_truncate", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vllm_importance_sampling_mode": "sequence_truncate"}, "Set it to 'token_truncate'"),
+        ({"vllm_importance_sampling_clip_max": None, "vllm_importance_sampling_clip_min": 0.5}, "from above only"),
+        ({"vllm_importance_sampling_clip_min": 0.5}, "Give clip_max alone"),
+    ],
+)
+def test_other_corrections_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"vllm_importance_sampling_.* = .*{words}") as caught:
+        recipe_keys_from_grpo_config(_config(**{"vllm_importance_sampling_mode": "token_truncate", **fields}))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_trl_has_no_older_samples() -> None:
+    recipe = load_recipe("quickstart")
+    with pytest.raises(ConfigError, match=r"rollout\.max_staleness = 1: TRL"):
+        grpo_config_from_recipe(replace(recipe, rollout=replace(recipe.rollout, max_staleness=1)))
 
 
 def test_what_trl_alone_can_do_is_listed() -> None:
