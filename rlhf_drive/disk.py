@@ -14,13 +14,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from rlhf_drive.errors import StorageError
 
 __all__ = [
+    "LineFile",
     "check_writable",
     "free_space",
     "open_durably",
@@ -132,7 +133,8 @@ def write_text(path: Path, text: str) -> None:
             file.write(text.encode())
         temporary.replace(path)
     except OSError:
-        _forget(temporary)
+        with suppress(OSError):  # one error is on its way already
+            temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -178,6 +180,36 @@ class _Remembering:
         """Nothing waits here."""
 
 
+class LineFile:
+    """A file that grows by whole lines: after a failure it ends with the line before."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it at its end; it is made if need be."""
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, line: str) -> None:
+        """Append a line; the system has it when this returns, so that a kill of the process does not lose it.
+
+        Raises:
+            OSError: It could not be written whole, or somebody has removed the file.
+        """
+        descriptor, data = self._file.fileno(), memoryview(f"{line}\n".encode())
+        status = os.fstat(descriptor)
+        if status.st_nlink == 0:  # a removed file takes writes without complaint
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, status.st_size)
+            raise
+
+    def close(self) -> None:
+        """Close it; nothing waits to be written."""
+        self._file.close()
+
+
 def replace_folder(temporary: Path, final: Path) -> None:
     """Put a finished folder in its place, on disk when this returns. A crash never leaves half a folder; between the
     two renames it leaves the old one under another name, which :func:`restore_folder` undoes. After an error the old
@@ -211,14 +243,6 @@ def remove_folder(folder: Path) -> None:
     going = folder.with_name(f".{folder.name}.drop")
     shutil.rmtree(going, ignore_errors=True)
     shutil.rmtree(folder.replace(going))
-
-
-def _forget(path: Path) -> None:
-    """Remove a file as far as that goes: an error is on its way already."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 def _sync(path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 from rewards.hack_detector import ALERTS_FILE, Alert
+from rlhf_drive.disk import LineFile, write_text, writing
 
 __all__ = ["AlertLog"]
 
@@ -16,13 +18,18 @@ class AlertLog:
     def __init__(self, run_dir: str | Path) -> None:
         """Open the file of `run_dir`; that it is there and empty says that the run was watched and nothing seen."""
         self._path = Path(run_dir) / ALERTS_FILE
-        self._path.touch()
+        with writing("Warnings", self._path):
+            self._path.touch()
 
     def add(self, alert: Alert, *, phase: str) -> None:
-        """Write one line."""
+        """Write one line.
+
+        Raises:
+            StorageError: It cannot be written; the file ends with the line before.
+        """
         line = {"phase": phase, "step": alert.step, "name": alert.name, "message": alert.message}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing(f"A warning of {phase} step {alert.step}", self._path), closing(LineFile(self._path)) as file:
+            file.write(json.dumps(line))
 
     def resume(self, step: int, *, phase: str) -> None:
         """Drop the alerts of `phase` after `step`, and a line that a killed run left unfinished."""
@@ -31,6 +38,5 @@ class AlertLog:
             entry = json.loads(line) if line.endswith("\n") else None
             if entry is not None and (entry["phase"] != phase or entry["step"] <= step):
                 kept.append(line)
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text("".join(kept), "utf-8")
-        partial.replace(self._path)
+        with writing("Warnings", self._path):
+            write_text(self._path, "".join(kept))

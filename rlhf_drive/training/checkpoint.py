@@ -209,8 +209,8 @@ class CheckpointStore:
         if step is None:
             return None
         folder = self.folder / f"step-{step:06d}"
+        own = generator_states()  # now: to rebuild a policy draws from them
         state, stored, blob = on_all(engine.ranks, lambda: self._read(folder, engine.policy))
-        own = generator_states()  # before a policy was built, which draws
         engine.restore(EngineState(stored.state_dict(), blob["optimizer"]))
         everyone: Sequence[Mapping[str, Any]] = blob["generators"]
         index = engine.ranks.index

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from rlhf_drive.disk import LineFile, write_text, writing
 from rlhf_drive.errors import DataError
 from rlhf_drive.runs.lines import METRICS_FILE, complete_lines, read_metrics
 from rlhf_drive.training.trackers import TensorBoard, Tracker, Trackers
@@ -48,14 +48,17 @@ class MetricsWriter:
             tensorboard: Whether TensorBoard logs are written too.
             trackers: What else gets the metrics; one that fails is switched off, and the run goes on.
             say: Takes the warning that a tracker failed.
+
+        Raises:
+            StorageError: The folder cannot be written to.
         """
         self._folder = Path(run_dir)
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / METRICS_FILE
+        with writing("Metrics", self._path):
+            self._folder.mkdir(parents=True, exist_ok=True)
         boards: list[Tracker] = [TensorBoard(self._folder)] if tensorboard else []
         self._trackers = Trackers([*boards, *trackers], say)
-        _rewrite(self._path, complete_lines(self._path))
-        self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        self._file = self._rewritten(complete_lines(self._path))
 
     def log(self, step: int, metrics: Mapping[str, float], *, phase: str = "rl") -> None:
         """Write one line, flushed, and give the same numbers to the trackers.
@@ -69,6 +72,7 @@ class MetricsWriter:
 
         Raises:
             DataError: A name lacks its area, so it could collide with `phase` and `step`.
+            StorageError: The line cannot be written; the file ends with the line before.
         """
         for name in metrics:
             if "/" not in name:
@@ -77,8 +81,8 @@ class MetricsWriter:
         if self._trackers.switched_off:
             values["logging/trackers_off"] = float(self._trackers.switched_off)
         line = {"phase": phase, "step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(f"Metrics of {phase} step {step}", self._path):
+            self._file.write(json.dumps(line, allow_nan=False))
         self._trackers.log(step, values, phase)
 
     def resume(self, step: int, *, phase: str = "rl") -> dict[str, Any]:
@@ -97,10 +101,15 @@ class MetricsWriter:
             if not _is_after(line, phase, step):
                 kept.append(text)
                 last = line if line["phase"] == phase else last
-        _rewrite(self._path, kept)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._rewritten(kept)
         self._trackers.resume(step, phase)
         return last
+
+    def _rewritten(self, lines: Sequence[str]) -> LineFile:
+        """The file with these lines and no others, open at its end; a kill leaves the old or the new one."""
+        with writing("Metrics", self._path):
+            write_text(self._path, "".join(lines))
+            return LineFile(self._path)
 
     def close(self) -> None:
         """Flush and close all files."""
@@ -118,13 +127,3 @@ class MetricsWriter:
 
 def _is_after(line: Mapping[str, Any], phase: str, step: int) -> bool:
     return bool(line["phase"] == phase and line["step"] > step)
-
-
-def _rewrite(path: Path, lines: list[str]) -> None:
-    """Replace the file in one step, so that a kill leaves the old or the new one."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
