@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from rlhf_drive.config import CompareSection, ProcessSection, Recipe, RlSection, RolloutSection
 from rlhf_drive.config_schema import PROCESS_KEYS
@@ -24,9 +25,9 @@ from rlhf_drive.training.collect import Sampling
 from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.guards import Limits
 from rlhf_drive.training.reference import AdapterReference, FrozenReference, ReferencePolicy
-from rlhf_drive.training.rl import Visiting
 from rlhf_drive.training.routing import freeze_router
 from rlhf_drive.training.sft import SftSettings
+from rlhf_drive.training.step_collector import Visiting
 from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.trainer_settings import TrainerSettings
 
@@ -43,20 +44,28 @@ __all__ = [
 ]
 
 
-def build_accelerator(device: str) -> Accelerator:
-    """The process's accelerator.
+def build_accelerator(device: str, *, timeout_s: float = 1800.0) -> Accelerator:
+    """The process's accelerator; joins the other processes where `torchrun` or `accelerate launch` started several.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`; on CUDA each process of a machine gets a GPU of its own.
+        timeout_s: A process that waits for longer for the others ends with an error.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there, or several processes were launched.
+        ConfigError: CUDA was asked for and is not there, or the launcher was told how to divide weights.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch sees no GPU; use device=auto or device=cpu.")
+    handlers = [
+        InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+        DistributedDataParallelKwargs(broadcast_buffers=False),  # buffers are constants
+    ]
     # An environment variable of `accelerate` must not change the precision behind the recipe's back.
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
-    if accelerator.num_processes > 1:
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ConfigError(
-            f"{accelerator.num_processes} processes were launched; training runs in one process for now. Start it with "
-            "`rlhf-drive train` instead of `accelerate launch`."
+            f"`accelerate` was told to use {accelerator.distributed_type.value}, but the recipe decides how processes "
+            "share a policy: set parallel.strategy there, and leave FSDP and DeepSpeed out of the launcher's settings."
         )
     return accelerator
 
