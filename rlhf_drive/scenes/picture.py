@@ -38,7 +38,7 @@ from rlhf_drive.scenes.trajectories import to_ego_frame
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Window", "draw_scene", "picture_window", "plan_colors"]
+__all__ = ["Window", "draw_scene", "draw_surroundings", "picture_window", "plan_colors"]
 
 Array = NDArray[np.float64]
 
@@ -98,9 +98,7 @@ def draw_scene(
     window = picture_window(scene, samples)
     figure, axes = square_axes(window, size_px)
     scale = size_px / 640
-    _draw_map(axes, scene, window, scale)
-    _draw_agents(axes, scene, scale)
-    draw_ego(axes, scene.observation, scale)
+    draw_surroundings(axes, scene, window, scale)
     human = scene.reference.human_poses[None]
     known = {"human": human} if human.size else {}
     named = known | {k: v for k, v in samples.items() if k != "human"}
@@ -109,6 +107,20 @@ def draw_scene(
         draw_plan(axes, poses, palette[name], scale, band=name == "human")
     _draw_labels(axes, window, {name: palette[name] for name in named}, title, scale)
     return png(figure)
+
+
+def draw_surroundings(axes: Axes, scene: Scene, window: Window, scale: float) -> None:
+    """Map, other agents and the ego's box and past.
+
+    Args:
+        axes: What to draw into; they show `window`.
+        scene: What to draw.
+        window: What is seen; map elements outside it are left out.
+        scale: Widths of lines, 1 in a picture of 640 pixels.
+    """
+    _draw_map(axes, scene, window, scale)
+    _draw_agents(axes, scene, scale)
+    draw_ego(axes, scene.observation, scale)
 
 
 def _samples(plans: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Array]:

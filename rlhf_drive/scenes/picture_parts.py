@@ -35,6 +35,7 @@ __all__ = [
     "ego_boxes",
     "page",
     "png",
+    "show_window",
     "square_axes",
     "window_around",
 ]
@@ -95,10 +96,15 @@ def square_axes(window: Window, size_px: int) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(size_px / 100, size_px / 100), dpi=100, facecolor=OFF_ROAD)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    show_window(axes, window)
+    return figure, axes
+
+
+def show_window(axes: Axes, window: Window) -> None:
+    """Let square axes show `window`, without frame."""
     axes.set_axis_off()
     axes.set_xlim(-window.y_min - window.side, -window.y_min)
     axes.set_ylim(window.x_min, window.x_min + window.side)
-    return figure, axes
 
 
 def png(figure: Figure) -> bytes:
