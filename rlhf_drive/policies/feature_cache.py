@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,29 +10,48 @@ from numpy.typing import NDArray
 from rlhf_drive.policies.inputs import ObservationBatch, stack_features
 from rlhf_drive.policies.policy import Policy
 from rlhf_drive.scenes import Scene
+from rlhf_drive.scenes.recently_used import RecentlyUsed
 
 __all__ = ["FeatureCache"]
 
+MAX_BYTES = 512 * 2**20
+"""Memory of a process's features: about 17,000 scenes of 30 kB."""
+ENTRY_BYTES = 1500
+"""Of an entry beside its numbers: key, dictionary and array objects."""
+
+Features = dict[str, NDArray[np.float32]]
+
 
 class FeatureCache:
-    """Least-recently-used cache of feature arrays by scene token (about 30 kB a scene).
+    """Least-recently-used cache of feature arrays by scene token; threads may share it.
 
     Policies of different architecture or tokenizer may share it: what they see of a scene is kept apart.
+
+    Args:
+        max_bytes: Memory of the entries together.
     """
 
-    def __init__(self, capacity: int = 20_000) -> None:
-        self.capacity = capacity
-        self._features: OrderedDict[Hashable, dict[str, NDArray[np.float32]]] = OrderedDict()
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._recent: RecentlyUsed[Features] = RecentlyUsed(max_bytes, _size_of)
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is there."""
+        return self._recent.size
 
     def batch(self, policy: Policy, scenes: Sequence[Scene]) -> ObservationBatch:
         """The observations of S scenes as tensors on the policy's device. Only ``scene.observation`` is read."""
-        rows = []
-        for scene in scenes:
-            key = (scene.token, policy.architecture, policy.tokenizer)
-            if key not in self._features:
-                self._features[key] = policy.features(scene.observation)
-                if len(self._features) > self.capacity:
-                    self._features.popitem(last=False)
-            self._features.move_to_end(key)
-            rows.append(self._features[key])
-        return stack_features(rows).to(policy.device)
+        return stack_features([self._features(policy, scene) for scene in scenes]).to(policy.device)
+
+    def _features(self, policy: Policy, scene: Scene) -> Features:
+        key = (scene.token, policy.architecture, policy.tokenizer)
+        return self._recent.get(key, lambda: policy.features(scene.observation))
+
+
+def _size_of(features: Features) -> int:
+    """Bytes of an entry; an array that is part of another one keeps the whole of it alive."""
+    arrays = (array if array.base is None else array.base for array in features.values())
+    return ENTRY_BYTES + sum(array.nbytes for array in arrays)

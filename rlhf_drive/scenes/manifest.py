@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_drive.errors import DataError
-from rlhf_drive.scenes.columns import arrow_schema
 
-__all__ = ["MANIFEST_NAME", "REMAKE", "Manifest", "Shard", "file_sha256", "open_shard"]
+__all__ = ["MANIFEST_NAME", "REMAKE", "Manifest", "Shard", "check_bytes", "check_size", "file_sha256"]
 
 MANIFEST_NAME = "scenes.json"
 """The file that makes a folder a scene store."""
@@ -111,31 +110,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_shard(folder: Path, shard: Shard, *, verify: bool, version: int = _VERSION) -> Any:
-    """The shard as a memory-mapped `datasets.Dataset`, once its bytes are those that the manifest promises.
-
-    Args:
-        folder: The store.
-        shard: What the manifest says of it.
-        verify: Whether to compare the SHA-256 as well as size, columns and count.
-        version: Format version of the store.
+def check_size(folder: Path, shard: Shard) -> None:
+    """Compare a shard with what the manifest says, without reading it.
 
     Raises:
-        DataError: The file is missing, truncated or altered.
+        DataError: The file is missing or has another length.
     """
-    from datasets import Dataset
-
     path = folder / shard.file
     if not path.is_file():
         raise DataError(f"{path} is missing. {REMAKE}")
     if (size := path.stat().st_size) != shard.bytes:
         raise DataError(f"{path} has {size} bytes where {shard.bytes} were written: truncated or altered. {REMAKE}")
-    if verify and (found := file_sha256(path)) != shard.sha256:
+
+
+def check_bytes(folder: Path, shard: Shard) -> None:
+    """Read a shard and compare its SHA-256.
+
+    Raises:
+        DataError: It is not what was written.
+    """
+    path = folder / shard.file
+    if (found := file_sha256(path)) != shard.sha256:
         raise DataError(f"{path} is altered: SHA-256 {found[:12]}… where {shard.sha256[:12]}… was written. {REMAKE}")
-    try:
-        dataset = Dataset.from_file(str(path))
-    except Exception as error:  # Arrow and datasets raise many types for bytes they cannot read
-        raise DataError(f"{path} cannot be read as Arrow: {type(error).__name__}: {error}. {REMAKE}") from error
-    if not dataset.data.schema.equals(arrow_schema(version)) or len(dataset) != shard.count:
-        raise DataError(f"{path} does not hold the {shard.count} scenes that were written. {REMAKE}")
-    return dataset

@@ -1,259 +1,156 @@
 """Scenes on disk: a folder of Arrow shards and the manifest `scenes.json` that vouches for them.
 
-A folder is written aside and renamed into place, so it is whole or absent. Reading maps the shards into memory.
+Nothing but a table of where the scenes lie is kept in memory: a scene is read from the mapped shard when asked for, so
+a store may be far larger than memory.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import shutil
-import tempfile
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatch
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf_drive.errors import DataError, did_you_mean
-from rlhf_drive.scenes.columns import RecordBatchReader, arrow_schema, scene_batch
-from rlhf_drive.scenes.manifest import MANIFEST_NAME, REMAKE, Manifest, Shard, file_sha256, open_shard
+from rlhf_drive.scenes.manifest import MANIFEST_NAME, REMAKE, Manifest, check_size
 from rlhf_drive.scenes.model import Scene
+from rlhf_drive.scenes.shards import BatchTable, ShardBatches, read_batch_table
+from rlhf_drive.scenes.split import SceneSplit
+from rlhf_drive.scenes.verified import Progress, verify_shards
+from rlhf_drive.scenes.writing import SPLITS, write_scenes
 
 __all__ = ["MANIFEST_NAME", "SPLITS", "SceneStore", "write_scenes"]
 
-SPLITS = ("train", "heldout")
-"""Splits a scene can belong to."""
-_BATCH_SIZE = 32
-
-
-def write_scenes(
-    path: str | Path,
-    scenes: Iterable[Scene],
-    *,
-    split_of: Mapping[str, str],
-    info: Mapping[str, object],
-    shard_size: int = 512,
-    overwrite: bool = False,
-) -> None:
-    """Write `scenes` as a scene store at `path`; memory use does not grow with their number.
-
-    Args:
-        path: Folder to create. The parent is created as needed.
-        scenes: Scenes in the order they will be read; tokens must be unique.
-        split_of: ``"train"`` or ``"heldout"`` by token, asked after a scene has arrived; a cluster lies in one split.
-        info: Anything worth keeping about the scenes' origin, as JSON values; what `scenes` adds while it runs counts.
-        shard_size: Scenes per Arrow file.
-        overwrite: Whether to replace a scene store that is already there. Any other folder is left alone.
-
-    Raises:
-        DataError: The folder is taken, there is no scene, a token repeats, a scene has no split or a cluster has two.
-            Whatever was at `path` is then still there, and errors that `scenes` raises pass through in the same way.
-
-    Example:
-        >>> write_scenes("runs/scenes", scenes, split_of={"a": "train", "b": "heldout"}, info={"seed": 1})
-    """
-    target = Path(path)
-    _check_target(target, overwrite)
-    if shard_size < 1:
-        raise DataError(f"shard_size must be at least 1; got {shard_size}.")
-    _as_json(info, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        aside.chmod(0o755)
-        shards, splits = _write_shards(aside, scenes, split_of, shard_size)
-        Manifest({name: splits[name] for name in SPLITS}, tuple(shards), _as_json(info, target)).write(aside)
-        _check_target(target, overwrite)
-        _move_into_place(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _as_json(info: Mapping[str, object], target: Path) -> dict[str, Any]:
-    """`info` as it will be read back."""
-    try:
-        values: dict[str, Any] = json.loads(json.dumps(dict(info)))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"info of the scene store {target} must hold JSON values only: {error}.") from error
-    return values
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a path that must not be replaced; an empty folder counts as absent."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / MANIFEST_NAME).is_file():
-        raise DataError(f"{target} exists and is not a scene store (no {MANIFEST_NAME}). Choose another folder.")
-    if foreign := [
-        p.name for p in target.iterdir() if p.name != MANIFEST_NAME and not fnmatch(p.name, "scenes-*.arrow")
-    ]:
-        raise DataError(
-            f"{target} also holds {foreign[0]!r}, which is no part of a scene store. Choose another folder."
-        )
-    if not overwrite:
-        raise DataError(f"{target} already holds scenes. Choose another folder (in Python: or overwrite=True).")
-
-
-def _move_into_place(aside: Path, target: Path) -> None:
-    """Rename `aside` to `target`; an old store is renamed away first and back again if that fails."""
-    if not target.exists() or not any(target.iterdir()):
-        aside.rename(target)
-        return
-    old = aside.with_suffix(".old")
-    target.rename(old)
-    try:
-        aside.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
-
-
-def _write_shards(
-    folder: Path, scenes: Iterable[Scene], split_of: Mapping[str, str], shard_size: int
-) -> tuple[list[Shard], Counter[str]]:
-    """Write all shards into `folder`; returns their description and the number of scenes by split."""
-    checked = _with_split(scenes, split_of)
-    shards: list[Shard] = []
-    counts: Counter[str] = Counter()
-    for first in checked:
-        rows = itertools.chain([first], itertools.islice(checked, shard_size - 1))
-        shards.append(_write_shard(folder / f"scenes-{len(shards):05d}.arrow", rows, counts))
-    if not shards:
-        raise DataError("There is no scene to write. Check the source the scenes come from.")
-    return shards, counts
-
-
-def _write_shard(path: Path, rows: Iterable[tuple[Scene, str]], counts: Counter[str]) -> Shard:
-    """Write one Arrow file, a record batch at a time, and describe it."""
-    from datasets import Features
-    from datasets.arrow_writer import ArrowWriter
-
-    rows = iter(rows)
-    count = 0
-    with path.open("wb") as stream:
-        writer = ArrowWriter(features=Features.from_arrow_schema(arrow_schema()), stream=stream)
-        while batch := list(itertools.islice(rows, _BATCH_SIZE)):
-            writer.write_table(scene_batch([scene for scene, _ in batch], [split for _, split in batch]))
-            counts.update(split for _, split in batch)
-            count += len(batch)
-        writer.finalize(close_stream=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return Shard(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
-def _with_split(scenes: Iterable[Scene], split_of: Mapping[str, str]) -> Iterator[tuple[Scene, str]]:
-    """Each scene with its split, once token, split and cluster are in order."""
-    tokens: set[str] = set()
-    split_of_cluster: dict[str, str] = {}
-    for scene in scenes:
-        if scene.token in tokens:
-            raise DataError(f"Scene token {scene.token!r} occurs twice. Tokens must be unique in a store.")
-        tokens.add(scene.token)
-        split = split_of.get(scene.token)
-        if split not in SPLITS:
-            raise DataError(f"Scene {scene.token!r} has split {split!r}; it must be one of {', '.join(SPLITS)}.")
-        if split_of_cluster.setdefault(scene.cluster, split) != split:
-            raise DataError(
-                f"Cluster {scene.cluster!r} would be divided: scene {scene.token!r} is {split}, an earlier one is "
-                f"{split_of_cluster[scene.cluster]}. Give all scenes of a cluster one split."
-            )
-        yield scene, split
-
 
 class SceneStore:
-    """Scenes of a folder that :func:`write_scenes` wrote, read on demand. Their arrays are read-only."""
+    """Scenes of a folder that :func:`write_scenes` wrote, read on demand. Their arrays are read-only.
 
-    def __init__(self, path: Path, info: Mapping[str, Any], shards: Sequence[Any]) -> None:
+    Picklable, as the path and the table of scenes; threads may share it.
+    """
+
+    def __init__(
+        self, path: Path, info: Mapping[str, Any], batches: ShardBatches, split_codes: NDArray[np.int8]
+    ) -> None:
         self.path = path
         """The folder."""
         self.info: dict[str, Any] = dict(info)
         """What the writer noted about the scenes' origin."""
-        self._tables = [shard.data.table for shard in shards]
-        self._batches = [batch for table in self._tables for batch in table.to_batches()]
-        self._starts = [0, *itertools.accumulate(len(batch) for batch in self._batches)]
-        self._readers: dict[int, RecordBatchReader] = {}
+        self._batches = batches
+        self._split_codes = split_codes
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> SceneStore:
+    def open(cls, path: str | Path, *, verify: bool = True, on_progress: Progress | None = None) -> SceneStore:
         """The store at `path`, checked as a whole before the first scene is read.
 
         Args:
             path: A folder with `scenes.json`.
-            verify: Whether to read every shard and compare its SHA-256; sizes and counts are always compared.
+            verify: Whether the SHA-256 of every shard must have been compared: by this call, or by an earlier one if
+                the file was not touched since (see :mod:`rlhf_drive.scenes.verified`). Sizes and counts are always
+                compared.
+            on_progress: Called as ``on_progress(done, total, text)`` while shards are read.
 
         Raises:
             DataError: A file is missing, truncated, altered or of an unknown version; the message names it and why.
 
         Example:
             >>> store = SceneStore.open("runs/scenes")
-            >>> heldout = [store[i] for i in store.indices("heldout")]
+            >>> heldout = store.split("heldout")
         """
-        folder = Path(path)
-        manifest = Manifest.read(folder)
-        shards = [open_shard(folder, shard, verify=verify, version=manifest.version) for shard in manifest.shards]
-        store = cls(folder, manifest.info, shards)
-        sizes = Counter(store._column("split"))
+        folder = Path(path).absolute()
+        manifest = Manifest.read(Path(path))
+        for shard in manifest.shards:
+            check_size(folder, shard)
+        if verify:
+            verify_shards(folder, manifest.shards, on_progress)
+        tables: list[BatchTable] = []
+        codes: list[NDArray[np.int8]] = []
+        sizes: Counter[str | None] = Counter()
+        for number, shard in enumerate(manifest.shards):
+            table, names = read_batch_table(folder, number, shard, manifest.version, "split")
+            tables.append(table)
+            sizes.update(names)
+            codes.append(np.array([SPLITS.index(name) if name in SPLITS else -1 for name in names], np.int8))
         if sizes != Counter(manifest.splits):
             raise DataError(
                 f"{folder / MANIFEST_NAME} claims {dict(manifest.splits)}; its shards hold {dict(sizes)}. {REMAKE}"
             )
-        return store
+        batches = ShardBatches(folder, manifest.shards, BatchTable.concatenate(tables), manifest.version)
+        return cls(Path(path), manifest.info, batches, np.concatenate(codes))
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._split_codes)
 
     def __getitem__(self, index: int) -> Scene:
-        """Scene at `index`, 0 ≤ index < len.
+        """Scene at `index`, 0 ≤ index < len, read from its shard.
 
         Raises:
             IndexError: There is no such scene.
-            DataError: What is stored breaks a rule of the data model (cannot happen to a verified store).
+            DataError: What is stored breaks a rule of the data model (cannot happen to a verified store), or the file
+                changed while it was in use.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Scene {index} of {len(self)} in {self.path}.")
-        batch = bisect_right(self._starts, index) - 1
-        if batch not in self._readers:
-            self._readers[batch] = RecordBatchReader(self._batches[batch])
-        return self._readers[batch].scene(index - self._starts[batch])
+        reader, row = self._batches.reader(index)
+        return reader.scene(row)
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[i] for i in range(len(self)))
 
-    @cached_property
+    @property
     def tokens(self) -> tuple[str, ...]:
-        """Token of every scene, in order."""
-        return self._column("token")
+        """Token of every scene, in order; read at each call."""
+        return self.texts("token")
 
-    @cached_property
+    @property
     def kinds(self) -> tuple[str, ...]:
-        """Situation kind of every scene, in order."""
-        return self._column("kind")
+        """Situation kind of every scene, in order; read at each call."""
+        return self.texts("kind")
 
-    @cached_property
+    @property
     def clusters(self) -> tuple[str, ...]:
-        """Cluster of every scene, in order."""
-        return self._column("cluster")
+        """Cluster of every scene, in order; read at each call."""
+        return self.texts("cluster")
 
-    @cached_property
+    @property
     def challenging(self) -> tuple[bool, ...]:
-        """Whether each scene is challenging, in order."""
-        return self._column("challenging")
+        """Whether each scene is challenging, in order; read at each call."""
+        return tuple(bool(value) for part in self._batches.columns(["challenging"]) for value in part[0].to_pylist())
 
-    def indices(self, split: str) -> list[int]:
-        """Positions of the scenes of `split` (``"train"`` or ``"heldout"``), rising."""
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A text column, in order; equal values are one object."""
+        known: dict[str, str] = {}
+        parts = (part[0].to_pylist() for part in self._batches.columns([name]))
+        return tuple(known.setdefault(value, value) for values in parts for value in values)
+
+    def numbers(self, name: str) -> NDArray[np.int64]:
+        """``[S]`` a column with one integer a scene, such as `ref_t0_us`."""
+        parts = [part[0].to_numpy(zero_copy_only=False) for part in self._batches.columns([name])]
+        return np.concatenate(parts).astype(np.int64)
+
+    def lengths(self, name: str) -> NDArray[np.int64]:
+        """``[S]`` how many numbers an array column holds of each scene; 0 where the source did not know them."""
+        return np.concatenate([np.diff(part[0].offsets.to_numpy()) for part in self._batches.columns([name])]).astype(
+            np.int64
+        )
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Positions of the scenes of `split` (``"train"`` or ``"heldout"``), rising.
+
+        Raises:
+            DataError: There is no such split.
+        """
         if split not in SPLITS:
             raise DataError(f"Unknown split {split!r}. {did_you_mean(split, SPLITS)}")
-        return [i for i, name in enumerate(self._column("split")) if name == split]
+        return np.flatnonzero(self._split_codes == SPLITS.index(split))
 
-    def split(self, split: str) -> list[Scene]:
-        """All scenes of `split`, in order."""
-        return [self[i] for i in self.indices(split)]
+    def indices(self, split: str) -> list[int]:
+        """:meth:`rows` as a list."""
+        rows: list[int] = self.rows(split).tolist()
+        return rows
 
-    def _column(self, name: str) -> tuple[Any, ...]:
-        return tuple(value for table in self._tables for value in table.column(name).to_pylist())
+    def split(self, split: str) -> SceneSplit:
+        """The scenes of `split`, in order, each read when asked for."""
+        return SceneSplit(self, self.rows(split))

@@ -127,7 +127,9 @@ def test_one_cache_serves_policies_that_see_differently(scenes: list[Scene]) -> 
 
 
 def test_the_cache_forgets_what_was_used_longest_ago(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, cache, computed = make_policy(), FeatureCache(capacity=2), []
+    policy, everything, computed = make_policy(), FeatureCache(), []
+    everything.batch(policy, scenes[:3])
+    cache = FeatureCache(everything.nbytes - 1)  # any two of the three
     features = policy.features
     monkeypatch.setattr(policy, "features", lambda o: computed.append(id(o)) or features(o))
     for i in (0, 1, 0, 2, 0, 1):  # 2 displaces 1, since 0 was used after it
