@@ -16,6 +16,7 @@ PACKAGES = ("rlhf_drive", "rewards", "rollout", "recipes")
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("rlhf_drive.cli",),
+    ("rlhf_drive.estimate",),
     ("rlhf_drive.training", "rlhf_drive.compare", "rlhf_drive.integrations"),
     ("rlhf_drive.runs",),
     ("rollout", "rewards"),
