@@ -21,7 +21,7 @@ from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
-from rlhf_drive.training import sft
+from rlhf_drive.training import sft, sft_step
 from rlhf_drive.training.build import build_accelerator, build_policy, sft_settings
 from rlhf_drive.training.sft import SftResult, SftSettings, heldout_loss, train_sft
 
@@ -164,7 +164,7 @@ def test_heldout_loss_is_a_function_of_weights_and_scenes(bench: Bench) -> None:
 
 def test_broken_losses_stop_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [3.0, math.nan])
-    with pytest.raises(TrainingError, match=r"held-out SFT loss is nan at step 4; lower sft.learning_rate"):
+    with pytest.raises(TrainingError, match=r"held-out SFT loss is nan after epoch 2; lower sft.learning_rate"):
         bench.run(max_epochs=4)
     with torch.no_grad():
         bench.policy.head.mixture.bias.fill_(torch.nan)
@@ -194,7 +194,7 @@ def test_half_of_the_scenes_are_mirrored_with_their_targets(bench: Bench, monkey
             assert torch.equal(rows[::2], rows[1::2])
             return process.sft_loss(policy, rows, *rest)
 
-    monkeypatch.setattr(sft, "mirror_batch", watch_mirror)
+    monkeypatch.setattr(sft_step, "mirror_batch", watch_mirror)
     monkeypatch.setattr(bench.policy, "process", Watched())
     script(monkeypatch, [1.0] * 10)
     monkeypatch.setattr(sft, "load_policy", lambda _: bench.policy)
