@@ -6,18 +6,19 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.policies import DecodeTrace, Decoding, Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.policies.inputs import ObservationBatch
 from rlhf_drive.scenes import Scene, Trajectories
 from rollout.carriers import Rollout
 from rollout.seeding import row_uniforms
 
-__all__ = ["LocalRolloutService", "RolloutService", "RolloutStats"]
+__all__ = ["LocalRolloutService", "RolloutService", "RolloutStats", "SceneInputs"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class RolloutStats:
     """Calls that another worker had to do again."""
     push_s: float = 0.0
     """Seconds that :meth:`RolloutService.push_weights` kept its caller."""
+
+
+class SceneInputs(Protocol):
+    """Where the in-process engine has network inputs from, such as a :class:`FeatureCache`."""
+
+    def batch(self, policy: Policy, scenes: Sequence[Any]) -> ObservationBatch:
+        """S scenes as tensors on the policy's device."""
+        ...
 
 
 class RolloutService(Protocol):
@@ -90,13 +99,11 @@ class LocalRolloutService:
         max_rows: Rows decoded at once; bounds memory, does not change a sample's random numbers.
     """
 
-    def __init__(
-        self, policy: Policy, *, seed: int, features: FeatureCache | None = None, max_rows: int = 2048
-    ) -> None:
+    def __init__(self, policy: Policy, *, seed: int, features: SceneInputs | None = None, max_rows: int = 2048) -> None:
         if max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1; got {max_rows}.")
         self.policy, self.seed, self.max_rows = policy, seed, max_rows
-        self.features = features or FeatureCache()
+        self.features: SceneInputs = features or FeatureCache()
         self.version = 0
         self._stats = RolloutStats()
 
