@@ -44,7 +44,11 @@ class FeatureCache:
 
     def batch(self, policy: Policy, scenes: Sequence[Scene]) -> ObservationBatch:
         """The observations of S scenes as tensors on the policy's device. Only ``scene.observation`` is read."""
-        return stack_features([self._features(policy, scene) for scene in scenes]).to(policy.device)
+        return stack_features(self.rows(policy, scenes)).to(policy.device)
+
+    def rows(self, policy: Policy, scenes: Sequence[Scene]) -> list[Features]:
+        """The feature arrays of S scenes, as they travel to other processes; not to be written to."""
+        return [self._features(policy, scene) for scene in scenes]
 
     def _features(self, policy: Policy, scene: Scene) -> Features:
         key = (scene.token, policy.architecture, policy.tokenizer)
