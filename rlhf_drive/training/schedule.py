@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["learning_rate_scale", "scene_order"]
+__all__ = ["epoch_order", "learning_rate_scale", "scene_order"]
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.integer]:
+    """``[count]`` the scenes in the order in which `epoch` visits them; read-only, 4 bytes a scene.
+
+    The last few are kept, since a step of a million scenes would otherwise take longer to choose its scenes (15 ms)
+    than all but the smallest policies to learn from them.
+    """
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    compact = order.astype(np.int32) if count <= np.iinfo(np.int32).max else order
+    compact.setflags(write=False)
+    return compact
 
 
 def scene_order(seed: int, step: int, count: int, batch: int) -> list[int]:
@@ -24,8 +39,7 @@ def scene_order(seed: int, step: int, count: int, batch: int) -> list[int]:
     position = step * batch
     while len(chosen) < batch:
         epoch, offset = divmod(position, count)
-        permutation = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-        taken = permutation[offset : offset + batch - len(chosen)].tolist()
+        taken = epoch_order(seed, epoch, count)[offset : offset + batch - len(chosen)].tolist()
         chosen += taken
         position += len(taken)
     return chosen

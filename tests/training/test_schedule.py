@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 
-from rlhf_drive.training.schedule import learning_rate_scale, scene_order
+from rlhf_drive.training.schedule import epoch_order, learning_rate_scale, scene_order
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (7, 3), (5, 5), (3, 8), (1, 2), (38, 16)])
@@ -34,6 +35,31 @@ def test_order_is_a_function_of_seed_and_step() -> None:
     assert [i for step in range(6) for i in steps[step]] == [
         i for step in range(3) for i in scene_order(3, step, 11, 8)
     ]
+
+
+def plain_order(seed: int, step: int, count: int, batch: int) -> list[int]:
+    """Each position of the endless stream of visits on its own, with a permutation of its own."""
+    order = []
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, offset = divmod(position, count)
+        order.append(int(np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)[offset]))
+    return order
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (1, 3), (7, 3), (38, 16), (5, 12), (300, 32)])
+def test_kept_permutations_change_no_order(count: int, batch: int) -> None:
+    for seed in (0, 12345):
+        for step in (0, 1, 5, 2, 40, 3, 41, 0):  # more epochs than are kept, back and forth
+            assert scene_order(seed, step, count, batch) == plain_order(seed, step, count, batch)
+
+
+def test_an_order_cannot_be_changed_by_accident_and_is_compact() -> None:
+    order = epoch_order(0, 0, 1000)
+    with pytest.raises(ValueError, match="read-only"):
+        order[0] = 1
+    assert order.nbytes == 4000
+    assert epoch_order(0, 0, 1000) is order
+    assert epoch_order.cache_info().maxsize == 4
 
 
 def test_learning_rate_by_hand() -> None:

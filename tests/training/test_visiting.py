@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from rlhf_drive.errors import CheckpointError, ConfigError
+from rlhf_drive.training import draws
 from rlhf_drive.training.schedule import scene_order
-from rlhf_drive.training.visiting import FLOOR, SceneVisits, VisitState, choose_informative, longest_wait
+from rlhf_drive.training.visiting import (
+    FLOOR,
+    SceneVisits,
+    VisitState,
+    choose_informative,
+    choose_uniform,
+    longest_wait,
+)
 
 
 def simulate(visits: SceneVisits, probability: np.ndarray, steps: range, number: int) -> list[list[int]]:
@@ -199,3 +209,166 @@ def test_bad_use_is_refused() -> None:
     state = SceneVisits("informative", 3, 0).state()
     with pytest.raises(CheckpointError, match="visits of 3 scenes, but 4 are trained on"):
         SceneVisits("informative", 4, 0).restore(state)
+
+
+def keyed(seed: int, step: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, purpose]))
+
+
+def plain_further(seed: int, step: int, count: int, number: int, taken: set[int]) -> list[int]:
+    """Every scene has its place in one permutation."""
+    return [s for s in keyed(seed, step, 1).permutation(count).tolist() if s not in taken][:number]
+
+
+def plain_informative(state: VisitState, seed: int, step: int, number: int, taken: set[int]) -> list[int]:
+    """Every scene is looked at, and all keys are sorted."""
+    count = len(state.visits)
+    if not taken and number > count:
+        return [*range(count), *plain_informative(state, seed, step, number - count, taken)]
+    order = scene_order(seed, 0, count, count)
+    chosen = [s for s in order if state.visits[s] == 0 and s not in taken][:number]
+    if len(chosen) < number and not taken:
+        positions = range(math.floor(step * number * FLOOR), math.floor((step + 1) * number * FLOOR))
+        turn = dict.fromkeys(scene_order(seed, position, count, 1)[0] for position in positions)
+        chosen += [s for s in turn if s not in chosen][: number - len(chosen)]
+    keys = np.log1p(-keyed(seed, step, 2).random(count)) / np.maximum(state.estimate, 1e-6)
+    rest = [s for s in np.argsort(-keys, kind="stable").tolist() if s not in taken and s not in chosen]
+    return chosen + rest[: number - len(chosen)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_choices_are_those_of_looking_at_every_scene(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 60))
+    seen = float(random.choice([0.0, 0.5, 1.0]))
+    estimate = random.random(count).round(int(random.integers(0, 3)))  # rounded: with ties
+    state = VisitState(estimate, (random.random(count) < seen).astype(np.int64), np.zeros(count, np.int64))
+    for step in range(6):
+        number = int(random.integers(1, 20))
+        taken = set(random.choice(count, int(random.integers(0, count)), replace=False).tolist())
+        for some in (set[int](), taken):
+            assert choose_informative(state, seed, step, number, some) == plain_informative(
+                state, seed, step, number, some
+            )
+        if taken:
+            assert choose_uniform(seed, step, count, number, taken) == plain_further(seed, step, count, number, taken)
+
+
+def test_what_is_known_to_be_visited_is_not_looked_at_again() -> None:
+    """The head of the first pass that `SceneVisits` passes over changes no choice, also after holes and a restart."""
+    visits = SceneVisits("informative", 40, seed=3)
+    random = np.random.default_rng(0)
+    for step in range(30):
+        chosen = visits.choose(step, 3)
+        state = visits.state()
+        memory = VisitState(*(np.array(state[name]) for name in ("estimate", "visits", "last")))
+        assert chosen == plain_informative(memory, 3, step, 3, set())
+        other = random.integers(0, 40, 2).tolist()  # visited out of order
+        visits.saw(step, [*chosen, *other], [True, False, True, False, True])
+        if step == 7:
+            resumed = SceneVisits("informative", 40, seed=3)
+            resumed.restore(visits.state())
+            visits = resumed
+
+
+def test_large_numbers_of_scenes_follow_the_same_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn one by one: pairs by weights 4, 2, 1, 1 as above, and every other scene as likely as the next."""
+    monkeypatch.setattr(draws, "LARGE", 4)
+    monkeypatch.setattr(draws, "BLOCK", 16)
+    estimate, weight = np.array([1.0, 0.5, 0.25, 0.25, 1.0]), np.array([4.0, 2.0, 1.0, 1.0])
+    steps = 12_000
+    counts = Counter(tuple(sorted(draws.weighted(0, step, estimate, 2, {4}))) for step in range(steps))
+    for a in range(4):
+        for b in range(a + 1, 4):
+            p = weight[a] / 8 * weight[b] / (8 - weight[a]) + weight[b] / 8 * weight[a] / (8 - weight[b])
+            assert abs(counts[(a, b)] - steps * p) < 4 * math.sqrt(steps * p * (1 - p)), (a, b)
+    assert sum(counts.values()) == steps
+    singles = Counter(s for step in range(4000) for s in draws.further(0, step, 20, 3, {7, 8}))
+    assert set(singles) == set(range(20)) - {7, 8}
+    # 4000 draws of 3 of 18: 666.7 each, standard deviation sqrt(4000 * 1/6 * 5/6) = 23.6
+    assert all(abs(n - 666.7) < 4 * 23.6 for n in singles.values())
+
+
+def test_large_draws_continue_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "LARGE", 10)
+    estimate = np.random.default_rng(0).random(500)
+    for draw in (
+        lambda number, taken: draws.further(1, 2, 500, number, taken),
+        lambda number, taken: draws.weighted(1, 2, estimate, number, taken),
+    ):
+        whole = draw(12, {3, 4})
+        assert len(set(whole)) == 12
+        assert not {3, 4} & set(whole)
+        assert whole == draw(5, {3, 4}) + draw(7, {3, 4, *whole[:5]})
+
+
+def test_of_many_scenes_that_never_differ_enough_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "LARGE", 10)
+    monkeypatch.setattr(draws, "BLOCK", 8)
+    monkeypatch.setattr(draws, "BLOCKS", 2)
+    estimate = np.zeros(50)
+    estimate[17] = 1.0
+    chosen = draws.weighted(0, 0, estimate, 30, set(range(10)))
+    assert len(set(chosen)) == 30
+    assert 17 in chosen
+    assert min(chosen) >= 10
+    assert sorted(draws.weighted(0, 0, estimate, 99, {5})) == [s for s in range(50) if s != 5]
+
+
+def test_steps_chosen_ahead_do_not_choose_the_same_scenes() -> None:
+    """Two steps are under way before the first one's outcome is known; where too few are left they may meet."""
+    visits = SceneVisits("informative", 12, seed=0)
+    order = scene_order(0, 0, 12, 12)
+    assert [visits.choose(step, 4) for step in range(3)] == [order[:4], order[4:8], order[8:]]
+    visits.saw(0, order[:4], [True] * 4)
+    assert set(visits.choose(3, 4)) == set(order[:4])
+    assert len(visits.choose(4, 4)) == 4  # all twelve are away
+    for step in (1, 2, 3, 4):
+        visits.saw(step, [], [])
+    assert visits.choose(5, 8) == copied(visits).choose(5, 8)  # nothing is remembered of what was away
+
+
+def copied(visits: SceneVisits) -> SceneVisits:
+    """One with the same memory."""
+    other = SceneVisits(visits.mode, visits.count, visits.seed)
+    other.restore(visits.state())
+    return other
+
+
+def test_threads_may_choose_while_another_notes() -> None:
+    """Steps of 5 of 1000 scenes, chosen by four threads at once: each step has its own scenes, none is lost."""
+    visits, chosen = SceneVisits("informative", 1000, seed=0), dict[int, list[int]]()
+
+    def work(first: int) -> None:
+        for step in range(first, 200, 4):
+            chosen[step] = visits.choose(step, 5)
+            visits.saw(step, chosen[step], [True] * 5)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(s for scenes in chosen.values() for s in scenes) == list(range(1000))
+    assert visits.state()["visits"] == [1] * 1000
+
+
+def test_resumed_from_tensors_it_goes_on_to_the_bit() -> None:
+    probability = np.linspace(0, 1, 17)
+    whole, first = SceneVisits("informative", 17, seed=4), SceneVisits("informative", 17, seed=4)
+    expected = simulate(whole, probability, range(40), 5)
+    simulate(first, probability, range(23), 5)
+    tensors = first.state_tensors() | {"ema.weight": torch.zeros(3)}
+    simulate(first, probability, range(23, 30), 5)  # what was given away does not change any more
+    resumed = SceneVisits("informative", 17, seed=4)
+    resumed.restore_tensors(tensors)
+    assert simulate(resumed, probability, range(23, 40), 5) == expected[23:]
+    assert resumed.state() == whole.state()
+    assert {name: tensor.dtype for name, tensor in whole.state_tensors().items()} == {
+        "visits.estimate": torch.float64, "visits.visits": torch.int64, "visits.last": torch.int64
+    }  # fmt: skip
+    untouched = SceneVisits("informative", 17, seed=4)
+    untouched.restore_tensors({"ema.weight": torch.zeros(3)})
+    assert untouched.state() == SceneVisits("informative", 17, seed=4).state()
+    with pytest.raises(CheckpointError, match="visits of 17 scenes, but 4 are trained on"):
+        SceneVisits("informative", 4, 0).restore_tensors(tensors)
