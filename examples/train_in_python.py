@@ -28,9 +28,10 @@ from rlhf_drive.training.build import build_accelerator, build_policy, sft_setti
 from rlhf_drive.training.collect import Sampling
 from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.reference import FrozenReference
-from rlhf_drive.training.rl import train_rl
+from rlhf_drive.training.rl import LoopSettings, train_rl
 from rlhf_drive.training.scenes import build_scenes
 from rlhf_drive.training.sft import train_sft
+from rlhf_drive.training.step_collector import Services
 from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.watch import Watch
 from rollout import LocalRolloutService
@@ -51,6 +52,10 @@ class Printed:
     def warn(self, alert: Alert) -> None:
         """Show what looks like reward hacking."""
         print(f"step {alert.step:4}  warning: {alert.message}")
+
+    def note(self, text: str) -> None:
+        """Show what else one should know."""
+        print(text)
 
 
 def main(count: int = 60, epochs: int = 20, steps: int = 10, folder: Path | None = None) -> Evaluation:
@@ -77,17 +82,16 @@ def main(count: int = 60, epochs: int = 20, steps: int = 10, folder: Path | None
     )
     trainer = RlTrainer(
         engine, make_likelihood("trace"), make_advantages(AdvantageSettings()), make_objective(gspo), gspo,
-        settings, features=features, reference=FrozenReference(policy),
-        folder=folder / "rl",
+        settings, features=features, reference=FrozenReference(policy), folder=folder / "rl",
     )  # fmt: skip
     decoding = Decoding(steps=8, order="causal", temperature=1.0, top_k=0)
     sampling = Sampling(decoding, num_generations=8, scenes_per_step=16, scenes_per_chunk=16, previous_plan="none")
     rollouts = LocalRolloutService(policy, seed=0, features=features)
     with LocalRewardService(build_reward([RewardSpec("pdms")])) as rewards:
         train_rl(
-            trainer, rollouts, rewards, train, folder / "rl",
-            sampling=sampling, visiting=visiting_of(recipe.rl), max_invalid_fraction=0.05, seed=0,
-            save_steps=steps, keep_checkpoints=1,
+            trainer, Services(rollouts, rewards), train, folder / "rl",
+            sampling=sampling, visiting=visiting_of(recipe.rl),
+            settings=LoopSettings(seed=0, save_steps=steps, keep_checkpoints=1, max_invalid_fraction=0.05),
             journal=Printed(), watch=Watch(),
         )  # fmt: skip
         trained = {"before RL": folder / "sft" / "policy", "after RL": folder / "rl" / "policy"}

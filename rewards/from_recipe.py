@@ -35,10 +35,17 @@ def metric_config(metric: str, section: RewardSection | None = None) -> RewardCo
     return RewardConfig((RewardSpec(metric),), scorer=metric, scorer_options=options)
 
 
-def build_service(config: RewardConfig, section: RewardSection) -> LocalRewardService | RayRewardService:
+def build_service(
+    config: RewardConfig, section: RewardSection, *, address: str | None = None
+) -> LocalRewardService | RayRewardService:
     """The service that scores by `config` on the engine that the section names.
 
     Use it in a ``with`` block: what is left by an exception does not wait for a reward that hangs.
+
+    Args:
+        config: What is scored.
+        section: A recipe's; engine, workers and time limit are taken from it.
+        address: Of the Ray cluster, see :class:`~rewards.ray_service.RayRewardService`.
 
     Raises:
         ConfigError: The reward or the engine cannot be had; the message says why.
@@ -46,5 +53,5 @@ def build_service(config: RewardConfig, section: RewardSection) -> LocalRewardSe
     if section.engine == "ray":
         from rewards.ray_service import RayRewardService
 
-        return RayRewardService(config, workers=section.workers, timeout_s=section.timeout_s)
+        return RayRewardService(config, workers=section.workers, timeout_s=section.timeout_s, address=address)
     return LocalRewardService(config.build(), workers=section.workers, timeout_s=section.timeout_s)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
-from rlhf_drive.config import CompareSection, ProcessSection, Recipe, RlSection, RolloutSection
+from rlhf_drive.config import CompareSection, ParallelSection, ProcessSection, Recipe, RlSection, RolloutSection
 from rlhf_drive.config_schema import PROCESS_KEYS
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.likelihood import make_likelihood
@@ -24,8 +24,11 @@ from rlhf_drive.policies.lora import LoraSettings, add_lora
 from rlhf_drive.training.collect import Sampling
 from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.guards import Limits
+from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.reference import AdapterReference, FrozenReference, ReferencePolicy
+from rlhf_drive.training.rl import LoopSettings
 from rlhf_drive.training.routing import freeze_router
+from rlhf_drive.training.run_folder import RunIdentity
 from rlhf_drive.training.sft import SftSettings
 from rlhf_drive.training.step_collector import Visiting
 from rlhf_drive.training.trainer import RlTrainer
@@ -36,7 +39,9 @@ __all__ = [
     "build_policy",
     "build_trainer",
     "decoding_of",
+    "loop_settings",
     "objective_settings",
+    "precision_of",
     "sampling_of",
     "sft_settings",
     "trainer_settings",
@@ -122,9 +127,31 @@ def _fields_of(kind: type[T], section: RlSection, **others: object) -> T:
     return kind(**{k: v for k, v in dataclasses.asdict(section).items() if k in names}, **others)
 
 
-def trainer_settings(section: RlSection, *, seed: int = 0) -> TrainerSettings:
+def trainer_settings(section: RlSection, *, seed: int = 0, recompute_old: bool = False) -> TrainerSettings:
     """Arguments of the policy update."""
-    return _fields_of(TrainerSettings, section, seed=seed, limits=_fields_of(Limits, section))
+    limits = _fields_of(Limits, section)
+    return _fields_of(TrainerSettings, section, seed=seed, recompute_old=recompute_old, limits=limits)
+
+
+def loop_settings(recipe: Recipe, *, seed: int, run: RunIdentity | None = None) -> LoopSettings:
+    """Arguments of the loop around the update."""
+    rl, logging = recipe.rl, recipe.logging
+    return LoopSettings(
+        seed=seed,
+        save_steps=rl.save_steps,
+        keep_checkpoints=rl.keep_checkpoints,
+        max_invalid_fraction=recipe.reward.max_invalid_fraction,
+        max_staleness=recipe.rollout.max_staleness,
+        picture_steps=logging.picture_steps,
+        picture_scenes=logging.picture_scenes,
+        profile_steps=logging.profile_steps,
+        run=run,
+    )
+
+
+def precision_of(section: ParallelSection) -> torch.dtype:
+    """What matrix products are computed in."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[section.precision]
 
 
 def objective_settings(section: RlSection) -> ObjectiveSettings:
@@ -146,6 +173,9 @@ def build_trainer(
     features: FeatureCache,
     folder: Path,
     reward_weights: Mapping[str, float] | None = None,
+    ranks: Ranks | None = None,
+    strategy: str = "ddp",
+    stale: bool = False,
 ) -> RlTrainer:
     """Everything of an RL run that updates the policy.
 
@@ -157,6 +187,9 @@ def build_trainer(
         features: Cache of network inputs.
         folder: Of the stage, for what is kept of an update that is not finite.
         reward_weights: Weight of each reward term by its column in the scores, for `gdpo`.
+        ranks: The processes that train together; those that were launched by default.
+        strategy: How they share the policy, `ddp` or `fsdp2`.
+        stale: Whether older weights may have sampled.
 
     Raises:
         ConfigError: A function of the user's cannot be loaded, or values do not fit together.
@@ -172,15 +205,16 @@ def build_trainer(
     if section.router == "frozen":
         freeze_router(policy)
     engine = TrainingEngine(
-        policy, learning_rate=section.learning_rate, weight_decay=section.weight_decay, accelerator=accelerator
-    )
+        policy, learning_rate=section.learning_rate, weight_decay=section.weight_decay, accelerator=accelerator,
+        ranks=ranks, strategy=strategy,
+    )  # fmt: skip
     return RlTrainer(
         engine,
         make_likelihood(section.likelihood, draws=section.likelihood_draws, antithetic=section.likelihood_antithetic),
         make_advantages(_fields_of(AdvantageSettings, section)),
         make_objective(objective),
         objective,
-        trainer_settings(section, seed=seed),
+        trainer_settings(section, seed=seed, recompute_old=stale or policy.precision != torch.float32),
         features=features,
         reference=reference,
         folder=folder,

@@ -22,7 +22,7 @@ from rlhf_drive.policies import Decoding
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.previous import human_previous, previous_scene
 from rlhf_drive.training.ranks import Ranks
-from rlhf_drive.training.together import by_all
+from rlhf_drive.training.together import on_all
 from rollout import Rollout, RolloutService
 
 __all__ = ["Experience", "Sampling", "check_previous_frames", "collect", "previous_plans"]
@@ -157,7 +157,7 @@ def collect(
 def _dealt(ranks: Ranks, mine: Callable[[], list[tuple[Rollout, Scores]]]) -> list[tuple[Rollout, Scores]]:
     """All chunks in their order, on the CPU of every process."""
     cpu = torch.device("cpu")
-    by_rank = by_all(ranks, lambda: [(rollout.to(cpu), scores) for rollout, scores in mine()])
+    by_rank = ranks.gather(on_all(ranks, lambda: [(rollout.to(cpu), scores) for rollout, scores in mine()]))
     return [part for parts in itertools.zip_longest(*by_rank) for part in parts if part is not None]
 
 

@@ -11,7 +11,7 @@ from rlhf_drive.training.alerts import AlertLog
 from rlhf_drive.training.live import LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
 
-__all__ = ["Journal", "RunJournal"]
+__all__ = ["Journal", "RunJournal", "SilentJournal"]
 
 
 class Journal(Protocol):
@@ -25,6 +25,9 @@ class Journal(Protocol):
 
     def warn(self, alert: Alert) -> None:
         """Something that looks like reward hacking."""
+
+    def note(self, text: str) -> None:
+        """Something else that the person who watches should know."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,23 @@ class RunJournal:
         if self.alerts is not None:
             self.alerts.add(alert, phase=self.phase)
         self.table.note(f"warning, {self.phase} step {alert.step}: {alert.message}")
+
+    def note(self, text: str) -> None:
+        """Print."""
+        self.table.note(f"{self.phase}: {text}")
+
+
+class SilentJournal:
+    """Journal of a process that is not the main one."""
+
+    def resume(self, step: int) -> None:
+        """Nothing is written here."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing is written here."""
+
+    def warn(self, alert: Alert) -> None:
+        """Nothing is written here."""
+
+    def note(self, text: str) -> None:
+        """Nothing is written here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,53 +31,83 @@ from rlhf_drive.training.build import (
     build_trainer,
     decoding_of,
     epochs_to_steps,
+    loop_settings,
+    precision_of,
     sampling_of,
     sft_settings,
     visiting_of,
 )
-from rlhf_drive.training.journal import RunJournal
-from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, LiveTable
+from rlhf_drive.training.journal import Journal, RunJournal, SilentJournal
+from rlhf_drive.training.launch import check_shared, process_group
+from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, Column, LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
+from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.rl import train_rl
 from rlhf_drive.training.run_folder import RunFolder
 from rlhf_drive.training.scenes import check_store, open_scenes
+from rlhf_drive.training.services import check_engines, open_services
 from rlhf_drive.training.sft import train_sft
+from rlhf_drive.training.together import on_main
+from rlhf_drive.training.trackers import make_trackers
 from rlhf_drive.training.watch import Watch, spread_out
-from rollout import LocalRolloutService
 
 __all__ = ["run"]
 
+WAIT_S = 1800.0
+"""How long processes of a job without section `parallel` wait for each other."""
+
 
 def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
-    """Run a recipe's job and return its run folder.
+    """Run a recipe's job and return its run folder. Where a launcher started several processes, all of them call it.
 
     Args:
         recipe: Validated recipe.
         resume: Run folder of an earlier, unfinished run of the same recipe; it goes on where the last checkpoint ends.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RewardError, TrainingError: With what, where and what to do.
+        ConfigError, DataError, CheckpointError, RewardError, StorageError, TrainingError: With what, where and what to
+            do.
+        RunStoppedError: A signal asked to stop; a checkpoint was written.
     """
-    accelerator = build_accelerator(recipe.device)  # before there is a folder: the device may not be there
-    folder = RunFolder.resume(recipe, resume) if resume else RunFolder.create(recipe)
-    started = time.monotonic() - folder.seconds_before()
-    tensorboard = bool(recipe.logging and recipe.logging.tensorboard)  # jobs that train nothing have no such section
-    with MetricsWriter(folder.path, tensorboard) as writer:
-        print_info(f"run folder: {folder.path} (if it stops: rlhf-drive train --resume {folder.path})")
-        job = _Run(recipe, folder, writer, accelerator, FeatureCache(), started)
-        job.stages()
-    folder.note_seconds(time.monotonic() - started)
-    return folder.path
+    timeout_s = recipe.parallel.timeout_s if recipe.parallel else WAIT_S
+    with process_group(recipe.device, timeout_s) as ranks:
+        # Before there is a folder: the device may not be there, or an engine may not do.
+        accelerator = build_accelerator(recipe.device, timeout_s=timeout_s)
+        if recipe.rollout:
+            check_engines(recipe, ranks)
+        folder = RunFolder.resume(recipe, resume, ranks) if resume else RunFolder.create(recipe, ranks)
+        check_shared(folder.path, ranks)
+        with folder.locked() as locked:
+            if not locked:
+                print_info(f"{folder.path} lies on storage without file locks: start no second run there")
+            started = time.monotonic() - folder.seconds_before()
+            print_info(f"run folder: {folder.path} (if it stops: rlhf-drive train --resume {folder.path})")
+            with _writer(recipe, folder.path) if ranks.main else nullcontext() as writer:
+                _Run(recipe, folder, writer, accelerator, ranks, FeatureCache(), started).stages()
+            folder.note_seconds(time.monotonic() - started)
+        return folder.path
+
+
+def _writer(recipe: Recipe, folder: Path) -> MetricsWriter:
+    """Metrics, and what else the recipe sends them to; jobs that train nothing have no such section."""
+    logging = recipe.logging
+    if not logging:
+        return MetricsWriter(folder, tensorboard=False)
+    trackers = make_trackers(
+        folder, project=logging.project, trackio=logging.trackio, wandb=logging.wandb, config=asdict(recipe)
+    )
+    return MetricsWriter(folder, logging.tensorboard, trackers, say=print_info)
 
 
 @dataclass
 class _Run:
-    """A run in progress: what its stages share."""
+    """A run in progress: what its stages share. Each process has one."""
 
     recipe: Recipe
     folder: RunFolder
-    writer: MetricsWriter
+    writer: MetricsWriter | None
     accelerator: Any
+    ranks: Ranks
     features: FeatureCache
     started: float
 
@@ -92,7 +122,9 @@ class _Run:
             for seed in self.recipe.rl.seeds:
                 self._rl(store, seed)
         if job in ("pipeline", "compare") and not self.folder.is_done("compare"):
-            self._compare(store)
+            # The main process alone: it may take long, and nobody waits for it.
+            if self.ranks.main:
+                self._compare(store)
             self.folder.mark_done("compare", {}, time.monotonic() - self.started)
 
     def _needs(self) -> tuple[list[str], list[str]]:
@@ -104,11 +136,26 @@ class _Run:
         return splits, [*metrics, *(recipe.compare.metrics if job in ("pipeline", "compare") else ())]
 
     def _scenes(self) -> SceneStore:
-        with _progress("scenes") as on_progress:
-            store = open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
+        def made() -> None:
+            with _progress("scenes") as on_progress:
+                open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
+
+        on_main(self.ranks, made)
+        store = open_scenes(self.recipe.scenes, self.folder.path)
         counts = f"{len(store.indices('train'))} train, {len(store.indices('heldout'))} held out"
         print_info(f"scenes: {counts}, {len(store.info.get('refused', {}))} refused")
         return store
+
+    @contextmanager
+    def _journal(
+        self, phase: str, total: int, columns: tuple[Column, ...], alerts: AlertLog | None = None
+    ) -> Iterator[Journal]:
+        """Files and live table of a phase, on the main process."""
+        if self.writer is None:
+            yield SilentJournal()
+            return
+        with LiveTable(phase, total, columns) as table:
+            yield RunJournal(self.writer, table, phase, alerts)
 
     def _sft(self, store: SceneStore) -> None:
         stage = self.folder.path / "sft"
@@ -116,12 +163,12 @@ class _Run:
             return
         settings = sft_settings(self.recipe)
         train, heldout = store.split("train"), store.split("heldout")
-        policy = build_policy(self.recipe, self.accelerator.device)
+        policy = self._precise(build_policy(self.recipe, self.accelerator.device))
         total = epochs_to_steps(len(train), settings.batch_size, settings.max_epochs)
-        with LiveTable("sft", total, SFT_COLUMNS) as table:
+        with self._journal("sft", total, SFT_COLUMNS) as journal:
             result = train_sft(
                 policy, train, heldout, settings, stage, accelerator=self.accelerator, features=self.features,
-                journal=RunJournal(self.writer, table, "sft"),
+                journal=journal, ranks=self.ranks, strategy=self.recipe.parallel.strategy, run=self.folder.identity,
             )  # fmt: skip
         self.folder.mark_done("sft", asdict(result), time.monotonic() - self.started)
         print_info(
@@ -131,42 +178,45 @@ class _Run:
         if not result.plateaued:
             print_info("sft: that is not flat yet; raise sft.max_epochs before judging what RL adds")
 
+    def _precise(self, policy: Policy) -> Policy:
+        """The policy with the recipe's precision."""
+        policy.precision = precision_of(self.recipe.parallel)
+        return policy
+
     def _sft_policy(self) -> Policy:
         named = self.recipe.rl.policy  # given in job `rl` only: a pipeline goes on from its own
-        return load_policy(named or self.folder.path / "sft" / "policy", device=self.accelerator.device)
+        folder = named or self.folder.path / "sft" / "policy"
+        return self._precise(load_policy(folder, device=self.accelerator.device))
 
     def _rl(self, store: SceneStore, seed: int) -> None:
-        name, rl, rollout = f"rl-seed{seed}", self.recipe.rl, self.recipe.rollout
+        name, recipe = f"rl-seed{seed}", self.recipe
         if self.folder.is_done(name):
             return
-        policy = self._sft_policy()
-        section, sampling = self.recipe.reward, sampling_of(rollout, keep_experts=rl.router == "replay")
+        policy, folder = self._sft_policy(), self.folder.path / name
+        rl, section, main = recipe.rl, recipe.reward, self.ranks.main
+        sampling = sampling_of(recipe.rollout, keep_experts=rl.router == "replay")
         reward = reward_config(section)
         trainer = build_trainer(
-            rl, policy, seed=seed, accelerator=self.accelerator, features=self.features,
-            folder=self.folder.path / name, reward_weights={term.name: term.weight for term in reward.build().terms},
+            rl, policy, seed=seed, accelerator=self.accelerator, features=self.features, folder=folder,
+            reward_weights={term.name: term.weight for term in reward.build().terms}, ranks=self.ranks,
+            strategy=recipe.parallel.strategy, stale=recipe.rollout.max_staleness > 0,
         )  # fmt: skip
-        with (
-            build_service(reward, section) as rewards,
-            build_service(metric_config("epdms"), replace(section, engine="local")) as heldout_rewards,
-            LiveTable(name, rl.max_steps, RL_COLUMNS) as table,
-        ):
-            heldout = spread_out(store.split("heldout"), rl.monitor_scenes) if rl.monitor_steps else []
-            train_rl(
-                trainer,
-                LocalRolloutService(policy, seed=seed, features=self.features),
-                rewards,
-                store.split("train"),
-                self.folder.path / name,
-                sampling=sampling,
-                visiting=visiting_of(rl),
-                max_invalid_fraction=section.max_invalid_fraction,
-                seed=seed,
-                save_steps=rl.save_steps,
-                keep_checkpoints=rl.keep_checkpoints,
-                journal=RunJournal(self.writer, table, name, AlertLog(self.folder.path)),
-                watch=Watch(heldout, heldout_rewards, sampling, every=rl.monitor_steps),
+        with ExitStack() as stack:
+            services = stack.enter_context(
+                open_services(recipe, reward, trainer.policy, seed=seed, features=self.features, ranks=self.ranks)
             )
+            alerts = AlertLog(self.folder.path) if main else None
+            journal = stack.enter_context(self._journal(name, rl.max_steps, RL_COLUMNS, alerts))
+            watch = None
+            if main and rl.monitor_steps:
+                epdms = build_service(metric_config("epdms"), replace(section, engine="local"))
+                heldout = spread_out(store.split("heldout"), rl.monitor_scenes)
+                stack.push(epdms)
+                watch = Watch(heldout, epdms, sampling, every=rl.monitor_steps)
+            train_rl(
+                trainer, services, store.split("train"), folder, sampling=sampling, visiting=visiting_of(rl),
+                settings=loop_settings(recipe, seed=seed, run=self.folder.identity), journal=journal, watch=watch,
+            )  # fmt: skip
         self.folder.mark_done(name, {"steps": rl.max_steps}, time.monotonic() - self.started)
 
     def _policies(self) -> dict[str, Policy]:
@@ -197,7 +247,11 @@ class _Run:
         configs += [metric_config(metric, reward) for metric in section.metrics[1:]]
         with ExitStack() as stack:
             services = [
-                _Tolerant(stack.push(build_service(config, reward)), reward.max_invalid_fraction) for config in configs
+                _Tolerant(
+                    stack.push(build_service(config, reward, address=self.recipe.ray.address)),
+                    reward.max_invalid_fraction,
+                )
+                for config in configs
             ]
             with _progress("compare") as on_progress:
                 evaluation = evaluate(
@@ -206,7 +260,7 @@ class _Run:
                 )  # fmt: skip
         self._report(evaluation, scenes)
 
-    def _report(self, evaluation: Evaluation, scenes: list[Scene]) -> None:
+    def _report(self, evaluation: Evaluation, scenes: Sequence[Scene]) -> None:
         section, path = self.recipe.compare, self.folder.path
         bootstrap = Bootstrap(section.bootstrap_samples, section.confidence, section.seed)
         seeds = tuple(name for name in evaluation.planners if name.startswith("rl-seed"))
@@ -231,7 +285,7 @@ class _Run:
             print_info(f"RL gain over SFT: {gain[head]:+.2f} {head.upper()} points, {interval}; {shares}")
 
 
-def _unseen(scenes: list[Scene], policies: Mapping[str, Policy]) -> list[Scene]:
+def _unseen(scenes: Sequence[Scene], policies: Mapping[str, Policy]) -> Sequence[Scene]:
     """The scenes that no policy has trained on; what is left out is said, by policy.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rlhf_drive.training.lookahead import Lookahead
 from rlhf_drive.training.step_collector import Services
@@ -36,7 +37,7 @@ class ServiceMeter:
         self._scored_s = services.rewards.stats.seconds if services.rewards else 0.0
         self._pushed_s = services.rollouts.stats.push_s
 
-    def metrics(self, lookahead: Lookahead[object], *, asynchronous: bool) -> dict[str, float]:
+    def metrics(self, lookahead: Lookahead[Any], *, asynchronous: bool) -> dict[str, float]:
         """Metrics of the time since the last call; counts are since the services were started.
 
         Args:

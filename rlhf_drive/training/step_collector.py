@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rewards.carriers import Scores
@@ -16,7 +17,7 @@ from rlhf_drive.training.collect import Experience, Sampling, collect
 from rlhf_drive.training.lookahead import Lookahead
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.refill import Filled, extra_groups, fill, join_experiences, select_groups
-from rlhf_drive.training.together import by_main
+from rlhf_drive.training.together import on_main
 from rlhf_drive.training.visiting import SceneVisits
 from rollout import RolloutService
 
@@ -41,7 +42,7 @@ class Services:
     """Samples. On processes other than the main one of a `central` pair it only takes part in pushing weights."""
     rewards: RewardService | None
     """Scores; None on processes that have none."""
-    ranks: Ranks
+    ranks: Ranks = field(default_factory=Ranks)
     """The processes that train."""
     central: bool = False
     """Whether the main process alone talks to the services, which have workers of their own; else every process has
@@ -94,8 +95,9 @@ class StepCollector:
         Raises:
             RewardError: More rows than tolerated could not be scored.
         """
-        if self._services.central:
-            return by_main(self._services.ranks, lambda: self.lookahead.take(step))
+        ranks = self._services.ranks
+        if self._services.central and ranks.count > 1:
+            return on_main(ranks, lambda: _on_cpu(self.lookahead.take(step)))
         return self.lookahead.take(step)
 
     def __enter__(self) -> StepCollector:
@@ -129,3 +131,14 @@ class StepCollector:
             want=sampling.scenes_per_step,
             budget=extra_groups(self._refill, sampling.scenes_per_step),
         )
+
+
+def _on_cpu(filled: Filled[Experience]) -> Filled[Experience]:
+    """As other processes can read it, whatever device they compute on."""
+    cpu = torch.device("cpu")
+    first, experience = filled.first, filled.experience
+    return replace(
+        filled,
+        first=replace(first, rollout=first.rollout.to(cpu)),
+        experience=replace(experience, rollout=experience.rollout.to(cpu)),
+    )

@@ -47,7 +47,15 @@ class TrainerSettings:
     """Steps between two updates of the reference."""
     ema_decay: float
     """Decay of the moving average of the weights; 0 keeps none."""
+    recompute_old: bool
+    """Whether old log-probabilities come from the trainer's first pass in place of the sampler's: where older weights
+    may have sampled, or rounding is coarse. The objective is then told the sampler's too."""
     limits: Limits
     """How far a batch may move the policy."""
     seed: int = 0
     """Keys probes, decode steps and the masks of behaviour cloning."""
+
+    @property
+    def has_router_loss(self) -> bool:
+        """Whether routers have a loss of their own."""
+        return self.load_balance_coef > 0 or self.router_z_coef > 0

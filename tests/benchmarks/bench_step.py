@@ -49,7 +49,9 @@ from rlhf_drive.training.journal import RunJournal
 from rlhf_drive.training.live import RL_COLUMNS, LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
 from rlhf_drive.training.not_finite import Evidence
+from rlhf_drive.training.rl import LoopSettings
 from rlhf_drive.training.scenes import build_scenes
+from rlhf_drive.training.step_collector import Services
 from rlhf_drive.training.trainer import RlTrainer
 from rlhf_drive.training.update_batch import UpdateBatch
 from rlhf_drive.training.watch import Watch
@@ -98,6 +100,10 @@ class Steps:
     def resume(self, step: int) -> None:
         """As the run's journal does."""
         self._journal.resume(step)
+
+    def note(self, text: str) -> None:
+        """As the protocol says."""
+        self._journal.note(text)
 
     def warn(self, alert: Alert) -> None:
         """As the run's journal does."""
@@ -222,16 +228,20 @@ def run(recipe: Recipe, scenes: Sequence[Scene], policy: Policy, features: Featu
         steps = Steps(RunJournal(writer, table, "rl"), trainer, clock, warm)
         rl_module.train_rl(
             trainer,
-            LocalRolloutService(policy, seed=0, features=features),
-            InTurn(service, clock),  # type: ignore[arg-type]
+            Services(
+                LocalRolloutService(policy, seed=0, features=features),
+                InTurn(service, clock),  # type: ignore[arg-type]
+            ),
             scenes,
             Path(name),
             sampling=sampling_of(recipe.rollout),
             visiting=visiting_of(recipe.rl),
-            max_invalid_fraction=recipe.reward.max_invalid_fraction,
-            seed=0,
-            save_steps=recipe.rl.max_steps,
-            keep_checkpoints=1,
+            settings=LoopSettings(
+                seed=0,
+                save_steps=recipe.rl.max_steps,
+                keep_checkpoints=1,
+                max_invalid_fraction=recipe.reward.max_invalid_fraction,
+            ),
             journal=steps,
         )
     print(f"a checkpoint takes {1e3 * seconds[-1]:.0f} ms, not counted below")

@@ -22,8 +22,10 @@ from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.build import build_accelerator, build_policy, build_trainer, sampling_of, visiting_of
-from rlhf_drive.training.rl import check_likelihood, reward_metrics, train_rl
-from rollout import LocalRolloutService, Rollout
+from rlhf_drive.training.engine import TrainingEngine
+from rlhf_drive.training.rl import LoopSettings, check_likelihood, reward_metrics, train_rl
+from rlhf_drive.training.step_collector import Services
+from rollout import LocalRolloutService, Rollout, RolloutStats
 
 FEATURES = FeatureCache()
 REWARD = '''
@@ -71,6 +73,9 @@ class Notes:
         """As the protocol says."""
         self.alerts.append(alert)
 
+    def note(self, text: str) -> None:
+        """As the protocol says."""
+
 
 @pytest.fixture
 def recipe(tiny_recipe: Callable[..., Recipe]) -> Recipe:
@@ -100,15 +105,25 @@ def train(recipe: Recipe, policy: Policy, scenes: list[Scene], tmp_path: Path) -
         )  # fmt: skip
         reward = build_reward([RewardSpec(f"{source}:{function}", 1.0)])
         train_rl(
-            trainer, rollouts or LocalRolloutService(policy, seed=0, features=FEATURES),
-            LocalRewardService(reward, workers=1), scenes, tmp_path / function,
+            trainer,
+            Services(
+                rollouts or LocalRolloutService(policy, seed=0, features=FEATURES),
+                LocalRewardService(reward, workers=1),
+            ),
+            scenes, tmp_path / function,
             sampling=replace(sampling_of(recipe.rollout), scenes_per_step=6, scenes_per_chunk=6),
-            visiting=visiting_of(recipe.rl), max_invalid_fraction=limit, seed=0,
-            save_steps=10, keep_checkpoints=1, journal=notes,
+            visiting=visiting_of(recipe.rl), journal=notes,
+            settings=LoopSettings(seed=0, save_steps=10, keep_checkpoints=1, max_invalid_fraction=limit),
         )  # fmt: skip
         return notes
 
     return run
+
+
+def _checked(policy: Policy, rollouts: Any, scenes: list[Scene], decoding: Decoding) -> float:
+    """The self-test of a trainer that holds `policy`."""
+    engine = TrainingEngine(policy, learning_rate=0.0, weight_decay=0.0, accelerator=build_accelerator("cpu"))
+    return check_likelihood(engine, Services(rollouts, None), scenes, decoding, FEATURES)
 
 
 class Stale:
@@ -119,6 +134,14 @@ class Stale:
         with torch.no_grad():
             sampler.head.mixture.bias.add_(noise * torch.linspace(-1.0, 1.0, len(sampler.head.mixture.bias)))
         self.inner = LocalRolloutService(sampler, seed=0, features=FEATURES)
+
+    @property
+    def stats(self) -> RolloutStats:
+        """As the protocol says."""
+        return self.inner.stats
+
+    def close(self) -> None:
+        """As the protocol says."""
 
     def push_weights(self, policy: Policy, version: int) -> None:
         """Broken: keeps its own."""
@@ -143,7 +166,7 @@ def test_the_start_up_test_passes_for_the_weights_that_sampled(
 ) -> None:
     decoding = Decoding(5, order, temperature, top_k)
     rollouts = LocalRolloutService(policy, seed=0, features=FEATURES)
-    assert 0 <= check_likelihood(policy, rollouts, scenes, decoding, FEATURES) < 1e-5
+    assert 0 <= _checked(policy, rollouts, scenes, decoding) < 1e-5
 
 
 def test_the_start_up_test_refuses_stale_weights(
@@ -151,9 +174,9 @@ def test_the_start_up_test_refuses_stale_weights(
 ) -> None:
     decoding = Decoding(5, "causal", 1.0, 0)
     with pytest.raises(TrainingError, match="importance ratios would be wrong from the first update on"):
-        check_likelihood(policy, Stale(policy, 0.05), scenes, decoding, FEATURES)
+        _checked(policy, Stale(policy, 0.05), scenes, decoding)
     # With the right weights the stub passes, so the refusal above is about the weights.
-    assert check_likelihood(policy, Stale(policy, 0.0), scenes, decoding, FEATURES) < 1e-5
+    assert _checked(policy, Stale(policy, 0.0), scenes, decoding) < 1e-5
     notes = Notes()
     with pytest.raises(TrainingError, match="differ from the sampler's by up to"):
         train("leftness", 0.0, notes, Stale(policy, 0.05))
@@ -166,7 +189,7 @@ def test_broken_weights_do_not_pass_as_equal(policy: Policy, scenes: list[Scene]
     with torch.no_grad():
         policy.head.mixture.bias.fill_(torch.nan)
     with pytest.raises(TrainingError, match="by up to nan nats"):
-        check_likelihood(policy, rollouts, scenes, Decoding(4, "causal", 1.0, 0), FEATURES)
+        _checked(policy, rollouts, scenes, Decoding(4, "causal", 1.0, 0))
 
 
 def test_too_many_unscored_rows_stop_the_run_before_it_learns(train: Callable[..., Notes], policy: Policy) -> None:
