@@ -21,7 +21,7 @@ LEAST = 1e-6
 EXTRA, WEIGHTED = 1, 2
 """Purposes that random numbers are keyed by, beside seed and step. All calls of a step share them: further scenes are
 those that a longer draw would have given."""
-BLOCK, BLOCKS = 4096, 64
+BLOCK, BLOCKS = 512, 512
 """Draws at once, and how often before every scene gets its number after all, because hardly one has any weight."""
 
 

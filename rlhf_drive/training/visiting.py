@@ -207,12 +207,13 @@ class SceneVisits:
 
     def metrics(self, step: int) -> dict[str, float]:
         """After step `step`: scenes never visited, the estimate over the others, and the longest wait among them."""
-        memory = self._copy()
-        seen = memory.visits > 0
-        values = {"visits/unseen_frac": float(1.0 - seen.mean())}
-        if seen.any():
-            values["visits/estimate"] = float(memory.estimate[seen].mean())
-            values["visits/longest_wait"] = float(step - memory.last[seen].min())
+        with self._lock:
+            memory = self._memory
+            seen = memory.visits > 0
+            values = {"visits/unseen_frac": float(1.0 - seen.mean())}
+            if seen.any():
+                values["visits/estimate"] = float(memory.estimate[seen].mean())
+                values["visits/longest_wait"] = float(step - memory.last[seen].min())
         return values
 
     def state(self) -> dict[str, list[float] | list[int]]:
