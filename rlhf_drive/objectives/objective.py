@@ -248,8 +248,7 @@ class PolicyObjective:
 
     def _correction_metrics(self, tokens: _Tokens, denominators: Denominators) -> dict[str, Tensor]:
         """Mean and extremes of the weights as they were used, and the share that the cap has lowered."""
-        level: ImportanceSamplingLevel = "sequence" if self.level in WHOLE_SEQUENCE else self.level
-        cap = self.settings.importance_sampling_cap
+        level, cap = self.level, self.settings.importance_sampling_cap
         whole = importance_correction(tokens.inputs, level, math.inf)
         return {
             **_mean_and_extremes("correction", whole.clamp(max=cap), tokens, level, denominators),
