@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,13 @@ from rewards.compose import RewardConfig
 from rewards.from_recipe import build_service
 from rewards.service import RewardService
 from rlhf_drive.config import Recipe
-from rlhf_drive.errors import ConfigError, TrainingError
-from rlhf_drive.policies import Decoding, Policy
+from rlhf_drive.errors import ConfigError
+from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
-from rlhf_drive.scenes import Scene
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.step_collector import Services
-from rollout import LocalRolloutService, Rollout, RolloutService, RolloutStats
+from rollout import LocalRolloutService, RolloutService
+from rollout.follower import Follower
 
 if TYPE_CHECKING:
     from rollout.ray_service import RayRolloutService
@@ -87,46 +86,3 @@ def _ray_rollouts(recipe: Recipe, policy: Policy, seed: int, features: FeatureCa
         gpus_per_worker=section.gpus_per_worker, timeout_s=section.timeout_s, address=recipe.ray.address,
         placement=recipe.ray.placement, features=features,
     )  # fmt: skip
-
-
-class Follower:
-    """Takes part where the main process pushes weights that are cut over processes; samples nothing itself."""
-
-    @property
-    def stats(self) -> RolloutStats:
-        """Nothing is done here."""
-        return RolloutStats()
-
-    def push_weights(self, policy: Policy, version: int) -> None:
-        """Help to put together what the main process sends."""
-        from rollout.weights import whole_weights
-
-        for _ in whole_weights(policy):
-            pass
-
-    def submit(
-        self,
-        scenes: Sequence[Scene],
-        num_generations: int,
-        decoding: Decoding,
-        *,
-        step: int,
-        keep_experts: bool = False,
-    ) -> Future[Rollout]:
-        """Refused."""
-        raise TrainingError("The main process samples; this one hears from it.")
-
-    def sample(
-        self,
-        scenes: Sequence[Scene],
-        num_generations: int,
-        decoding: Decoding,
-        *,
-        step: int,
-        keep_experts: bool = False,
-    ) -> Rollout:
-        """Refused."""
-        raise TrainingError("The main process samples; this one hears from it.")
-
-    def close(self) -> None:
-        """Nothing was started."""
