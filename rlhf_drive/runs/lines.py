@@ -8,10 +8,12 @@ from typing import Any
 
 from rlhf_drive.errors import DataError
 
-__all__ = ["METRICS_FILE", "complete_lines", "parse_line", "read_metrics"]
+__all__ = ["METRICS_FILE", "complete_lines", "last_lines", "parse_line", "read_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 """Name of the file in the run folder."""
+CHUNK = 1 << 16
+"""Bytes read at a time from the end of the file."""
 
 
 def complete_lines(path: Path) -> list[str]:
@@ -48,3 +50,22 @@ def read_metrics(run_dir: str | Path, *, phase: str | None = None) -> list[dict[
         raise DataError(f"{path} does not exist, so {run_dir} is not the folder of a run that logged. Check the path.")
     lines = [parse_line(line, path) for line in complete_lines(path)]
     return [line for line in lines if phase is None or line["phase"] == phase]
+
+
+def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` whole lines of a file, without reading all of it; none if there is no file.
+
+    Raises:
+        DataError: One of them is damaged.
+    """
+    if count <= 0 or not path.is_file():
+        return []
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        start, text = end, b""
+        while start > 0 and text.count(b"\n") <= count:
+            start = max(0, start - CHUNK)
+            file.seek(start)
+            text = file.read(end - start)
+    lines = text[: text.rfind(b"\n") + 1].splitlines()
+    return [parse_line(line.decode("utf-8"), path) for line in lines[-count:]]

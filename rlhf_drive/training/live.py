@@ -103,7 +103,7 @@ class LiveTable:
     def __init__(
         self,
         phase: str,
-        total_steps: int,
+        total_steps: int | None,
         columns: tuple[Column, ...] = RL_COLUMNS,
         *,
         stream: TextIO | None = None,
@@ -113,7 +113,7 @@ class LiveTable:
 
         Args:
             phase: Name of the phase, shown as the title.
-            total_steps: Last step.
+            total_steps: Last step; None where nobody knows, and then nobody knows the time left.
             columns: What is shown; a column whose metric is absent from a row stays empty.
             stream: Where to write; standard output if not given. A live table needs a terminal there.
             clock: Seconds, rising.
@@ -153,14 +153,16 @@ class LiveTable:
         if not self._times:
             self._times.append((step - 1, self._start))
         self._times.append((step, self._clock()))
-        left = format_duration(self._seconds_left(step))
+        left = "" if self._total is None else format_duration((self._total - step) * self._step_seconds())
         row = _Row(step, self._cells(metrics), left, self._fate(metrics))
         self._rows.append(row)
         if self._live is not None:
             self._live.update(self._table(*self._live.console.size), refresh=True)
             return
-        head = f"{self._phase} {step}/{self._total}" + (f" ({row.fate})" if row.fate else "")
-        parts = [head, *(f"{k} {v}" for k, v in row.cells.items() if v), f"left {left}"]
+        head = f"{self._phase} {step}" + (f"/{self._total}" if self._total else "")
+        head += f" ({row.fate})" if row.fate else ""
+        parts = [head, *(f"{k} {v}" for k, v in row.cells.items() if v)]
+        parts += [f"left {left}"] if left else []
         self._stream.write(" | ".join(parts) + "\n")
         self._stream.flush()
 
@@ -178,11 +180,11 @@ class LiveTable:
         self._stream.write(text + "\n")
         self._stream.flush()
 
-    def _seconds_left(self, step: int) -> float:
-        """Remaining steps times the mean duration of the latest ones (s)."""
+    def _step_seconds(self) -> float:
+        """Mean duration of the latest steps (s)."""
         first_step, first_time = self._times[0]
         last_step, last_time = self._times[-1]
-        return (self._total - step) * (last_time - first_time) / max(1, last_step - first_step)
+        return (last_time - first_time) / max(1, last_step - first_step)
 
     def _cells(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """Text by heading, in the order of the columns."""
@@ -216,7 +218,8 @@ class LiveTable:
 
         titles = self._fitting(_merged([list(row.cells) for row in self._rows]), height)
         shown = list(self._rows)[-max(1, (width - NAME_WIDTH) // STEP_WIDTH) :]
-        title = f"{self._phase}: step {shown[-1].step} of {self._total}, {shown[-1].left} left"
+        whole = "" if self._total is None else f" of {self._total}, {shown[-1].left} left"
+        title = f"{self._phase}: step {shown[-1].step}{whole}"
         fates = [fate for fate in LIMITS.values() if fate in {row.fate for row in shown}]
         ended = " and ".join(fates)
         caption = f"{ended}: a limit (rl.kl_limit, rl.ratio_limit) was passed" if fates else ""

@@ -7,8 +7,6 @@ again with the same step: neither service takes a point back.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,10 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_drive.errors import ConfigError
+from rlhf_drive.runs.folders import open_run
 
 __all__ = [
-    "RunIdentity",
     "TensorBoard",
+    "TrackedRun",
     "Tracker",
     "Trackers",
     "Trackio",
@@ -28,9 +27,6 @@ __all__ = [
     "make_trackers",
     "tracking_id",
 ]
-
-ID_FILE = "run_id"
-"""Holds, in the run folder, the name that no other run has in Trackio and Weights & Biases."""
 
 
 class Tracker(Protocol):
@@ -159,7 +155,7 @@ class _PhaseRuns:
 
 
 @dataclass(frozen=True)
-class RunIdentity:
+class TrackedRun:
     """What a run is called in Trackio and Weights & Biases."""
 
     project: str
@@ -177,7 +173,7 @@ class Trackio:
 
     name = "Trackio"
 
-    def __init__(self, identity: RunIdentity) -> None:
+    def __init__(self, identity: TrackedRun) -> None:
         """Nothing is opened before the first step."""
         self._identity, self._runs = identity, _PhaseRuns(self._start)
 
@@ -207,7 +203,7 @@ class WeightsAndBiases:
 
     name = "Weights & Biases"
 
-    def __init__(self, identity: RunIdentity, folder: Path) -> None:
+    def __init__(self, identity: TrackedRun, folder: Path) -> None:
         """Nothing is opened before the first step; its own files go to `folder`."""
         self._identity, self._folder, self._runs = identity, folder, _PhaseRuns(self._start)
 
@@ -271,30 +267,25 @@ def make_trackers(
 
     Raises:
         ConfigError: A package is missing.
+        DataError: The folder holds no run.
     """
     check_trackers(False, trackio, wandb)
     if not (trackio or wandb):
         return []
-    identity = RunIdentity(project, folder.resolve().name, tracking_id(folder), dict(config or {}))
+    identity = TrackedRun(project, folder.resolve().name, tracking_id(folder), dict(config or {}))
     found: list[Tracker] = [Trackio(identity)] if trackio else []
     return found + ([WeightsAndBiases(identity, folder)] if wandb else [])
 
 
 def tracking_id(folder: Path) -> str:
-    """Name of the run of `folder` in Trackio and Weights & Biases, which no other run has.
+    """Name of the run of `folder` in Trackio and Weights & Biases: the folder's, and what no other run has.
 
-    It is the folder's with eight random characters, made once and kept in the folder, so that a resumed run finds
-    its own.
+    Raises:
+        DataError: The folder holds no run.
     """
-    path = folder / ID_FILE
-    if path.is_file():
-        return path.read_text("utf-8").strip()
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in folder.resolve().name)
-    found = f"{name[:80]}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".{ID_FILE}.tmp")
-    temporary.write_text(found + "\n", "utf-8")
-    os.replace(temporary, path)  # noqa: PTH105
-    return found
+    run = open_run(folder)
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in run.name)
+    return f"{name[:80]}-{run.identity[:8]}"
 
 
 def _is_there(package: str) -> bool:
