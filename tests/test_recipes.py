@@ -17,8 +17,8 @@ from rlhf_drive.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = (
-    *("compare", "quickstart", "quickstart_grpo", "real_scenes", "real_scenes_epdms", "real_scenes_flow"),
-    *("real_scenes_masked", "rl", "scenes", "sft"),
+    *("compare", "quickstart", "quickstart_grpo", "real_scenes", "real_scenes_async", "real_scenes_epdms"),
+    *("real_scenes_flow", "real_scenes_masked", "rl", "scenes", "sft"),
 )
 
 
@@ -27,6 +27,7 @@ def _given(name: str, folder: Path) -> list[str]:
     (folder / "policy.json").touch()
     needs = {
         "real_scenes": [f"scenes.path={folder}"],
+        "real_scenes_async": [f"scenes.path={folder}"],
         "real_scenes_epdms": [f"scenes.path={folder}"],
         "real_scenes_flow": [f"scenes.path={folder}"],
         "real_scenes_masked": [f"scenes.path={folder}"],
@@ -65,6 +66,14 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path}{field.name}.")
         else:
             yield f"{path}{field.name}", item
+
+
+def test_the_asynchronous_recipe_differs_in_where_and_when_is_sampled_only(tmp_path: Path) -> None:
+    names = ("real_scenes", "real_scenes_async")
+    turns, overlapping = (dict(_leaves(load_checked(name, _given(name, tmp_path)))) for name in names)
+    assert {key for key in turns if turns[key] != overlapping[key]} == {
+        "name", "description", "rollout.engine", "rollout.max_staleness", "rollout.scenes_per_chunk",
+    }  # fmt: skip
 
 
 def test_the_grpo_quickstart_differs_in_the_algorithm_only() -> None:
