@@ -7,9 +7,10 @@ import json
 import multiprocessing
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ from rlhf_drive.scenes.importers.navsim import import_navsim
 from rlhf_drive.scenes.importers.navsim_files import navsim_cache_files
 from rlhf_drive.scenes.importers.recorded import Refused, import_recording, recording_paths
 from rlhf_drive.scenes.store import SceneStore, write_scenes
+from rlhf_drive.scenes.verified import Progress
 from rlhf_drive.training.judge import Judged, judge, judge_imported
 
 __all__ = ["build_scenes", "check_store", "open_scenes", "split_of_cluster"]
 
-Progress = Callable[[int, int, str], None]
+REFUSALS_KEPT = 10_000
+"""Refused scenes that a store names with the reason; the others are counted, since every start reads the manifest."""
+AHEAD = 2
+"""Pieces of work a worker may be ahead of the writing: what is done and not written waits in memory."""
 
 
 @dataclass
@@ -36,10 +41,23 @@ class _Tally:
     """What happened to the scenes of a source."""
 
     refused: dict[str, str] = field(default_factory=dict)
-    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    refused_more: int = 0
+    scores: dict[str, dict[str, array[float]]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     clusters: set[str] = field(default_factory=set)
+
+    def refuse(self, item: Refused) -> None:
+        """Note a scene that is left out."""
+        if len(self.refused) < REFUSALS_KEPT or item.token in self.refused:
+            self.refused[item.token] = item.reason
+        else:
+            self.refused_more += 1
+
+    @property
+    def refusals(self) -> int:
+        """Scenes left out."""
+        return len(self.refused) + self.refused_more
 
 
 def split_of_cluster(cluster: str, seed: int, heldout_fraction: float) -> str:
@@ -107,7 +125,16 @@ def _run_jobs(jobs: Sequence[_Job], workers: int) -> Iterator[list[Judged | Refu
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        yield from pool.map(_produce, jobs)
+        waiting: deque[Future[list[Judged | Refused]]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(_produce, job))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
@@ -147,7 +174,7 @@ def build_scenes(
     splits: dict[str, str] = {}
     info: dict[str, object] = _origin(section)
     write_scenes(folder, _kept(section, results, total, tally, splits, info, on_progress), split_of=splits, info=info)
-    return SceneStore.open(folder)
+    return SceneStore.open(folder, verify=False)  # the checksums were taken from these very files a moment ago
 
 
 def _kept(
@@ -163,7 +190,7 @@ def _kept(
     for done, results in enumerate(produced, start=1):
         for item in results:
             if isinstance(item, Refused):
-                tally.refused[item.token] = item.reason
+                tally.refuse(item)
                 continue
             scene = item.scene
             splits[scene.token] = split_of_cluster(scene.cluster, section.seed, section.heldout_fraction)
@@ -171,18 +198,20 @@ def _kept(
             tally.kinds[scene.kind] += 1
             tally.clusters.add(scene.cluster)
             for name, value in item.scores.items():
-                tally.scores.setdefault(item.metric, {}).setdefault(name, []).append(value)
+                tally.scores.setdefault(item.metric, {}).setdefault(name, array("d")).append(value)
             yield scene
         if on_progress:
-            on_progress(done, total, f"{sum(tally.splits.values())} scenes, {len(tally.refused)} refused")
+            on_progress(done, total, f"{sum(tally.splits.values())} scenes, {tally.refusals} refused")
     info["kinds"] = dict(tally.kinds)
     info["refused"] = tally.refused
+    if tally.refused_more:
+        info["refused_more"] = tally.refused_more
     empty = [name for name in ("train", "heldout") if not tally.splits[name]]
     if empty and (section.source != "navsim" or len(empty) == 2):
         first = next((f" The first refusal: {token}: {why}" for token, why in tally.refused.items()), "")
         raise DataError(
             f"Split {empty[0]!r} would be empty: {sum(tally.splits.values())} usable scenes in {len(tally.clusters)} "
-            f"clusters of related ones, which are never divided, and {len(tally.refused)} refused. Use more scenes or "
+            f"clusters of related ones, which are never divided, and {tally.refusals} refused. Use more scenes or "
             f"another scenes.heldout_fraction or scenes.seed.{first}"
         )
     for metric, scores in tally.scores.items():
@@ -216,13 +245,13 @@ def check_store(store: SceneStore, splits: Sequence[str], metrics: Sequence[str]
         DataError: A split is empty, or its scenes lack the progress reference of a metric.
     """
     for split in splits:
-        indices = store.indices(split)
-        if not indices:
+        rows = store.rows(split)
+        if not len(rows):
             raise DataError(
                 f"{store.path} holds no scene in split {split!r}, which this job needs. Make the store again with more "
                 "scenes or another --heldout-fraction or --seed; related scenes stay together."
             )
-        reference = store[indices[0]].reference
+        reference = store[int(rows[0])].reference
         known = {"pdms": len(reference.pdm_reference_v1) > 0, "epdms": len(reference.pdm_reference_v2) > 0}
         if lacking := [metric for metric in metrics if not known.get(metric, True)]:
             has = ", ".join(metric for metric, there in known.items() if there) or "neither"
@@ -243,9 +272,9 @@ def open_scenes(section: ScenesSection, run_dir: Path, *, on_progress: Progress 
     if section.source == "store" and not section.store:
         raise ConfigError("scenes.source is 'store': scenes.store must name the folder of a scene store.")
     if section.source == "store":
-        return SceneStore.open(folder)
+        return SceneStore.open(folder, on_progress=on_progress)
     if (folder / "scenes.json").exists():
-        store = SceneStore.open(folder)
+        store = SceneStore.open(folder, on_progress=on_progress)
         wanted = _origin(section)
         differing = [f"{k}: {store.info.get(k)} there, {v} here" for k, v in wanted.items() if store.info.get(k) != v]
         if differing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,59 @@ def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:
     files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in stores]
     assert sorted(files[0]) == ["scenes-00000.arrow", "scenes.json"]
     assert files[0] == files[1]
+
+
+def test_finished_work_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are handed out in order, and no more than two for each worker before the first result is taken."""
+    submitted: list[int] = []
+
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.cancelled = False
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            assert self.cancelled
+
+        def submit(self, _: object, job: int) -> Future[int]:
+            submitted.append(job)
+            future: Future[int] = Future()
+            future.set_result(job)
+            return future
+
+        def shutdown(self, *, cancel_futures: bool) -> None:
+            self.cancelled = cancel_futures
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    results = module._run_jobs(range(100), 3)  # type: ignore[arg-type]
+    taken = []
+    for result in results:
+        taken.append(result)
+        assert len(submitted) <= len(taken) + 2 * 3
+        if len(taken) == 50:
+            break
+    results.close()  # type: ignore[attr-defined]
+    assert taken == list(range(50))
+    submitted.clear()
+    assert list(module._run_jobs(range(20), 3)) == list(range(20))  # type: ignore[arg-type]
+
+
+def test_refusals_beyond_what_a_manifest_holds_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: list[Scene]
+) -> None:
+    judged = [item for item in (judge(scene, min_human_pdms=0.0) for scene in raw) if isinstance(item, Judged)]
+    items = [[Refused(f"bad-{i}", "no road") for i in range(7)], judged, [Refused("bad-0", "twice")]]
+    monkeypatch.setattr(module, "REFUSALS_KEPT", 5)
+    monkeypatch.setattr(module, "_run_jobs", lambda jobs, workers: iter(items))
+    lines: list[str] = []
+    store = build_scenes(GENERATED, tmp_path / "store", workers=1, on_progress=lambda *a: lines.append(a[2]))
+    assert store.info["refused"] == {"bad-0": "twice"} | {f"bad-{i}": "no road" for i in range(1, 5)}
+    assert store.info["refused_more"] == 2
+    assert lines[-1] == f"{len(judged)} scenes, 7 refused"
+    mean = {name: round(float(np.mean([i.scores[name] for i in judged])), 4) for name in judged[0].scores}
+    assert store.info["pdms"] == mean
 
 
 def test_a_store_is_reused_only_for_what_it_was_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
