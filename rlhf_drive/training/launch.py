@@ -6,6 +6,7 @@ Torch is imported only where processes were launched, so that a command in one p
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -31,7 +32,7 @@ GRACE_S = 30.0
 """How long a process that has failed stays until the main one has closed its services, before launchers end it."""
 _STORE_S = 5.0
 """How long to look for the launcher's store, where processes tell each other who failed first."""
-_SHOW_UP_S = 20.0
+SHOW_UP_S = 20.0
 """How long a file may take to show up on another machine: network file systems remember what was not there."""
 
 
@@ -105,8 +106,13 @@ def _start_group(device: str, timeout_s: float) -> None:
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
-def check_shared(folder: Path, ranks: Ranks) -> None:
+def check_shared(folder: Path, ranks: Ranks, *, wait_s: float = SHOW_UP_S) -> None:
     """Make sure that all processes see the same `folder`, before they train towards it.
+
+    Args:
+        folder: One that the main process writes to.
+        ranks: The processes; all must call this.
+        wait_s: Time that a file may take to show up.
 
     Raises:
         StorageError: A process does not; on all of them alike.
@@ -122,7 +128,7 @@ def check_shared(folder: Path, ranks: Ranks) -> None:
             problem = str(error)
     if problem := ranks.first(problem):
         raise StorageError(f"{folder} cannot be written by the main process: {problem}.")
-    deadline = time.monotonic() + _SHOW_UP_S
+    deadline = time.monotonic() + wait_s
     while not (seen := marker.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
     blind = [host for host in ranks.gather(None if seen else socket.gethostname()) if host]
@@ -162,8 +168,8 @@ def one_voice(report: Callable[[RlhfDriveError], int]) -> Iterator[None]:
             yield
         return
     except RlhfDriveError as error:
-        first = board.claim()
-        code = report(error) if first else int(getattr(error, "exit_code", EXIT_FAILED))
+        code = report(error) if board.claim() else int(getattr(error, "exit_code", EXIT_FAILED))
+        _let_go(error)
     except SystemExit as end:
         if not end.code:
             raise
@@ -173,6 +179,7 @@ def one_voice(report: Callable[[RlhfDriveError], int]) -> Iterator[None]:
         if board.claim():
             traceback.print_exception(error)
         code = EXIT_FAILED
+        _let_go(error)
     sys.stderr.flush()
     _leave_group()
     if is_main():
@@ -182,8 +189,16 @@ def one_voice(report: Callable[[RlhfDriveError], int]) -> Iterator[None]:
     sys.exit(code)
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Forget what the functions that an error has left were working on: it holds connections open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _leave_group() -> None:
     """Close connections, so that processes that wait for this one stop waiting."""
+    gc.collect()
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized():
         with suppress(RuntimeError):  # half of the group may be gone
@@ -230,5 +245,7 @@ class _Board:
     def wait_until_closed(self) -> None:
         """Until the main process has, or `GRACE_S` have passed."""
         if (store := self._open()) is not None:
-            with suppress(RuntimeError):
-                store.wait(["closed"], timedelta(seconds=GRACE_S))
+            deadline = time.monotonic() + GRACE_S
+            with suppress(RuntimeError):  # the launcher is gone
+                while time.monotonic() < deadline and not store.check(["closed"]):
+                    time.sleep(0.1)

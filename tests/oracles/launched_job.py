@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ def service(folder: Path) -> Iterator[None]:
             (folder / "closed").touch()
 
 
+def note_exit(folder: Path) -> None:
+    """Whether the main process had closed its service when this one ended."""
+    (folder / "at-exit").write_text(f"closed: {(folder / 'closed').exists()}")
+
+
 def work(case: str, folder: Path) -> None:
     """What the case says."""
     assert launched()
@@ -37,6 +43,7 @@ def work(case: str, folder: Path) -> None:
     with process_group("cpu", 60.0) as ranks, service(folder):
         if case == "one":
             if not ranks.main:
+                atexit.register(note_exit, folder)
                 raise ConfigError("process 1 lacks a file")
             ranks.wait()
         if case == "defect":
@@ -46,7 +53,7 @@ def work(case: str, folder: Path) -> None:
         if case == "elsewhere":
             folder = folder / f"of{ranks.index}"
             folder.mkdir()
-        check_shared(folder, ranks)
+        check_shared(folder, ranks, wait_s=0.5)
         print("all here:", ranks.gather(ranks.index))
 
 
