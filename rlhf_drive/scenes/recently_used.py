@@ -53,8 +53,9 @@ class RecentlyUsed(Generic[V]):
         with self._lock:
             if (found := self._values.get(key)) is not None:
                 return found[0]
-            self._values[key] = (made, size)
-            self.size += size
+            if size <= self.capacity:
+                self._values[key] = (made, size)
+                self.size += size
             while self.size > self.capacity:
                 self.size -= self._values.popitem(last=False)[1][1]
         return made

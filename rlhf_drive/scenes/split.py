@@ -88,7 +88,8 @@ class SceneSplit(Sequence[Scene]):
 
     def subset(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | Sequence[int]) -> SceneSplit:
         """The scenes at these positions, or where a mask is true; none of them is read."""
-        return SceneSplit(self._store, self._rows[np.asarray(chosen)], kept=self._recent.capacity)
+        where = np.asarray(chosen) if len(chosen) else np.zeros(0, np.int64)
+        return SceneSplit(self._store, self._rows[where], kept=self._recent.capacity)
 
     @property
     def tokens(self) -> tuple[str, ...]:
