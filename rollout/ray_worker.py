@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.policies import Architecture, LoraSettings, Policy, TrajectoryTokenizer, add_lora
@@ -152,8 +153,13 @@ class RolloutWorker:
 
     def _load(self, weights: SentWeights, chunks: list[list[Piece]]) -> None:
         self._number = 0  # half loaded is no version
-        for chunk in chunks:
+        for i, chunk in enumerate(chunks):
             load_pieces(self._weights, chunk)
+            # As where they come from: torch chooses kernels by it, also without gradients, and rounding follows.
+            learned = i >= len(chunks) - len(weights.trained)
+            for weight in (self._weights[piece.name] for piece in chunk):
+                if isinstance(weight, nn.Parameter):
+                    weight.requires_grad_(learned)
         self._number, self._base_number = weights.number, weights.base_number
 
     def _chunks(self, weights: SentWeights) -> list[list[Piece]]:
