@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import ConfigError
 
-__all__ = ["NODE", "Layout", "layout_of"]
+__all__ = ["NODE", "ONE_PROCESS", "Layout", "layout_of"]
 
 NODE = 8
 """Devices of a node."""
@@ -40,6 +40,10 @@ class Layout:
     def chunk_takers(self) -> int:
         """Processes that chunks of scenes are handed to."""
         return self.samplers or self.trainers
+
+
+ONE_PROCESS = Layout(trainers=1, samplers=0, scorers=0, sharded=False, bfloat16=False)
+"""One process that trains and samples, and scores on the cores beside it."""
 
 
 def layout_of(

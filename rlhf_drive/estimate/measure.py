@@ -23,6 +23,7 @@ from rlhf_drive.estimate.measure_policy import PolicyPieces
 from rlhf_drive.estimate.measure_scorer import ScorerPieces
 from rlhf_drive.estimate.samples import sample_scenes
 from rlhf_drive.estimate.sizes import network_of, step_of
+from rlhf_drive.policies import Policy
 from rlhf_drive.scenes import Scene
 
 __all__ = ["MOST_PARAMETERS", "Timed", "measure", "measure_scorer"]
@@ -46,7 +47,12 @@ class Timed:
     """Does it, or returns the seconds that it took if only a part of it counts."""
 
 
-def _turns(timed: list[Timed], budget_s: float, synchronise: Callable[[], None]) -> dict[tuple[str, float], float]:
+Clock = Callable[[], float]
+
+
+def _turns(
+    timed: list[Timed], budget_s: float, synchronise: Callable[[], None], clock: Clock
+) -> dict[tuple[str, float], float]:
     """Median seconds by piece and units."""
     found: dict[tuple[str, float], list[float]] = {}
     for item in timed:  # first calls allocate and choose kernels
@@ -55,10 +61,10 @@ def _turns(timed: list[Timed], budget_s: float, synchronise: Callable[[], None])
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() - started < budget_s):
         for item in timed:
             synchronise()
-            start = time.perf_counter()
+            start = clock()
             told = item.call()
             synchronise()
-            seconds = told if isinstance(told, float) else time.perf_counter() - start
+            seconds = told if isinstance(told, float) else clock() - start
             found.setdefault((item.piece, item.units), []).append(seconds)
         rounds += 1
     return {key: statistics.median(values) for key, values in found.items()}
@@ -78,35 +84,48 @@ def fit(times: Mapping[tuple[str, float], float]) -> dict[str, Rate]:
     return rates
 
 
-def measure(recipe: Recipe, *, device: str = "cpu", budget_s: float = 8.0) -> Machine:
+def measure(
+    recipe: Recipe,
+    *,
+    device: str = "cpu",
+    budget_s: float = 8.0,
+    clock: Clock = time.perf_counter,
+    policy: Policy | None = None,
+    scenes: list[Scene] | None = None,
+) -> Machine:
     """This machine's rates for the recipe's policy and scorer; some 20 s.
 
     Args:
         recipe: Names policy, sizes of calls, and scorer.
         device: Where the policy is measured.
         budget_s: For the policy's pieces, once they are warm.
+        clock: What tells the seconds; ``time.process_time`` leaves out what else the machine does.
+        policy: Whose weights to use; None draws fresh ones.
+        scenes: What to feed the pieces with; None takes a few like the recipe's.
 
     Raises:
         ConfigError: The policy is too large to be measured.
     """
     net, step = network_of(recipe), step_of(recipe)
-    scenes = sample_scenes(recipe, SCENES)
-    pieces = PolicyPieces(recipe, net, step, scenes, torch.device(device))
+    scenes = sample_scenes(recipe, SCENES) if scenes is None else scenes
+    pieces = PolicyPieces(recipe, net, step, scenes, torch.device(device), clock=clock, policy=policy)
     if pieces.count > MOST_PARAMETERS:
         raise ConfigError(
             f"The policy has {pieces.count / 1e6:,.0f} M parameters; pieces are measured up to "
             f"{MOST_PARAMETERS / 1e6:,.0f} M. Name a device with --gpu, whose data sheet is then used."
         )
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    rates = fit(_turns([Timed(*item) for item in pieces.timed()], budget_s, synchronise))
-    return measure_scorer(recipe, scenes, rates, name=f"this machine ({device})")
+    rates = fit(_turns([Timed(*item) for item in pieces.timed()], budget_s, synchronise, clock))
+    return measure_scorer(recipe, scenes, rates, name=f"this machine ({device})", clock=clock)
 
 
-def measure_scorer(recipe: Recipe, scenes: list[Scene], rates: Mapping[str, Rate], *, name: str) -> Machine:
+def measure_scorer(
+    recipe: Recipe, scenes: list[Scene], rates: Mapping[str, Rate], *, name: str, clock: Clock = time.perf_counter
+) -> Machine:
     """A machine with measured scorer and host work; `rates` are the policy's."""
     pieces = ScorerPieces(recipe, scenes)
     with pieces:
-        found = fit(_turns([Timed(*item) for item in pieces.timed()], 3.0, lambda: None))
+        found = fit(_turns([Timed(*item) for item in pieces.timed()], 3.0, lambda: None, clock))
         gain = pieces.thread_gain()
         prepare_s = pieces.prepare_s()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,10 +49,19 @@ class PolicyPieces:
     """A fresh policy of the recipe, and its pieces at the sizes that the recipe calls them with."""
 
     def __init__(
-        self, recipe: Recipe, net: NetworkSizes, step: StepSizes, scenes: list[Scene], device: torch.device
+        self,
+        recipe: Recipe,
+        net: NetworkSizes,
+        step: StepSizes,
+        scenes: list[Scene],
+        device: torch.device,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        policy: Policy | None = None,
     ) -> None:
-        self.net, self.step, self.device = net, step, device
-        self.policy = _policy(recipe, step, device)
+        """Pieces of the recipe's policy, or of a copy of `policy`."""
+        self.net, self.step, self.device, self._clock = net, step, device, clock
+        self.policy = _policy(recipe, step, device, policy)
         self.count = sum(p.numel() for p in self.policy.parameters())
         self._features = [self.policy.features(scene.observation) for scene in scenes]
         self._objective = make_objective(objective_settings(recipe.rl))
@@ -82,8 +92,7 @@ class PolicyPieces:
             inputs = self._states(count, max(1, round(count / group)))
             if self.net.process == "autoregressive":
                 yield "next", count, partial(self._next, inputs)
-            else:
-                yield "decode", count, partial(self._without_gradient, partial(self._decode, inputs))
+            yield "decode", count, partial(self._without_gradient, partial(self._decode, inputs))
         for count in _sizes(positions, MOST_POSITIONS):
             features, uniform = self._head_inputs(count), torch.rand(round(count), device=self.device)
             yield "draw", count, partial(self._draw, features, uniform)
@@ -107,11 +116,11 @@ class PolicyPieces:
     def _both_ways(self, name: str, units: float, loss: Callable[[], Tensor]) -> Iterator[Item]:
         def backward() -> float:
             found = loss()
-            start = time.perf_counter()
+            start = self._clock()
             found.backward()  # type: ignore[no-untyped-call]
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            return time.perf_counter() - start
+            return self._clock() - start
 
         yield f"{name}_forward", units, loss
         yield f"{name}_backward", units, backward
@@ -157,12 +166,12 @@ class PolicyPieces:
         """Seconds a position, of a whole continuation without its head."""
         past: list[list[Tensor]] = [[] for _ in inputs.context.keys]
         passes, policy = decode_passes(self.net, self.step), self.policy
-        start = time.perf_counter()
+        start = self._clock()
         for position in range(passes):
             policy.decoder.next(inputs.state, position, policy.values, inputs.context, past, None)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / passes
+        return (self._clock() - start) / passes
 
     def _head_inputs(self, positions: float) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -193,20 +202,22 @@ class PolicyPieces:
         def update() -> float:
             for parameter in self._trained:
                 parameter.grad = torch.ones_like(parameter)
-            start = time.perf_counter()
+            start = self._clock()
             torch.nn.utils.clip_grad_norm_(self._trained, self._max_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            return time.perf_counter() - start
+            return self._clock() - start
 
         return update
 
 
-def _policy(recipe: Recipe, step: StepSizes, device: torch.device) -> Policy:
-    """The policy as RL trains it; its weights are fresh, its sizes the recipe's."""
-    if recipe.rl.policy and not recipe.policy:
+def _policy(recipe: Recipe, step: StepSizes, device: torch.device, given: Policy | None) -> Policy:
+    """The policy as RL trains it; its weights are fresh where none is given, its sizes the recipe's."""
+    if given is not None:
+        policy = copy.deepcopy(given)
+    elif recipe.rl.policy and not recipe.policy:
         from rlhf_drive.policies import load_policy
 
         policy = load_policy(recipe.rl.policy, device=device)

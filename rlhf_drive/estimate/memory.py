@@ -47,7 +47,7 @@ class Memory:
     snapshot: float = 0.0
     """Weights and optimizer as they were before the step."""
     gathered: float = 0.0
-    """Weights of a layer, or of all, put together from other processes."""
+    """FSDP2: the whole policy, to sample from or to push, and two layers at work; DDP: the buckets of gradients."""
     activations: float = 0.0
     """What a micro-batch keeps for the backward pass."""
     logits: float = 0.0
@@ -123,9 +123,9 @@ def trainer_memory(
         gradients=trained * part,
         moments=2 * trained * part,
         average=trained * part if step.ema else 0.0,
-        reference=whole * part if step.reference and not step.lora_rank else 0.0,
+        reference=whole if step.reference and not step.lora_rank else 0.0,  # whole on every process, FSDP2 or not
         snapshot=3 * trained * part if step.snapshot else 0.0,
-        gathered=(whole if samples else 2 * layer) if sharded else 0.0,
+        gathered=whole + 2 * layer if sharded else (trained if processes > 1 else 0.0),
         activations=in_pass * decoder_saved(net, element, checkpointing=step.checkpointing)
         + scenes * encoder_saved(net, element),
         logits=max(kept * (LOGITS_KEPT + entropy), drawn),

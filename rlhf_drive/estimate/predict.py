@@ -106,7 +106,7 @@ def predict(work: Workload, machine: Machine, layout: Layout) -> Prediction:
     sample_side = parts["push"] + sampling + waiting
     train_side = sum(parts[name] for name in ("gather", "reference", "likelihood", "update", "exchange", "monitors"))
     overlaps = step.staleness > 0 and layout.samplers > 0
-    step_s = max(sample_side, train_side) if overlaps else sample_side + train_side
+    step_s = max(sample_side, train_side, 1e-9) if overlaps else max(sample_side + train_side, 1e-9)
     scorers = layout.scorers or machine.cores
     idle = {"trainers": 1.0 - (train_side if layout.samplers else step_s - waiting) / step_s}
     if layout.samplers:
@@ -180,10 +180,12 @@ def _train(work: Workload, machine: Machine, layout: Layout, kept: float, params
         parts = kept / scenes
     share = parts * scenes
     seconds = {name: machine.seconds(calls) for name, calls in update_work(net, step, parts, scenes).items()}
-    reference = machine.seconds(reference_work(net, step, share)) if step.reference else 0.0
-    recomputed = step.staleness > 0 or layout.bfloat16
-    if recomputed:
-        reference += machine.seconds(reference_work(net, step, share))
+    reference = 0.0
+    if step.reference:
+        everyone = micro_batches(step, step.scenes, layout.trainers) * scenes if step.penalty else share
+        # A penalty also needs the old log-probabilities where the sampler's do not serve.
+        passes = 2 if step.penalty and (step.staleness > 0 or layout.bfloat16) else 1
+        reference = passes * machine.seconds(reference_work(net, step, everyone))
     exchange = _exchange_s(params, machine, layout, step, parts)
     if not kept:
         seconds, reference, exchange = dict.fromkeys(seconds, 0.0), 0.0, 0.0
@@ -206,8 +208,8 @@ def _exchange_s(params: Parameters, machine: Machine, layout: Layout, step: Step
     gradients = 4.0 * params.trained
     if not layout.sharded:
         return step.iterations * (2 * ring * gradients / wire + latency)
-    weights = (2.0 if layout.bfloat16 else 4.0) * params.total
-    gathers = 2 * parts * step.iterations + (parts if step.reference else 0.0) + (0 if layout.samplers else 1)
+    weights = 4.0 * params.total  # made whole in float32
+    gathers = 2 * parts * step.iterations + 1  # and once to sample from, or to push
     return gathers * (ring * weights / wire + latency) + step.iterations * parts * (ring * gradients / wire)
 
 

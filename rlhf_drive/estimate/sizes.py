@@ -90,6 +90,8 @@ class StepSizes:
     """Decode steps that the likelihood looks at; 0 = all."""
     reference: bool
     """Whether a divergence to a reference policy is computed."""
+    penalty: bool
+    """Whether that divergence is taken off the reward, which takes it of all groups."""
     entropy: bool
     """Whether every update computes entropies; the first of a step always does."""
     lora_rank: int
@@ -191,6 +193,7 @@ def step_of(recipe: Recipe) -> StepSizes:
         draws=rl.likelihood_draws,
         steps_seen=rl.likelihood_steps,
         reference=rl.beta > 0,
+        penalty=rl.beta > 0 and rl.kl_in == "reward",
         entropy=rl.entropy_coef > 0,
         lora_rank=rl.lora_rank,
         lora_experts=rl.lora_experts,

@@ -8,7 +8,7 @@ from rlhf_drive.config import Recipe
 from rlhf_drive.estimate.layout import NODE, Layout
 from rlhf_drive.estimate.machine import Machine
 from rlhf_drive.estimate.predict import Prediction, Workload, predict
-from rlhf_drive.estimate.table import human_bytes, human_time
+from rlhf_drive.estimate.table import human_bytes, human_count, human_time
 
 __all__ = ["COUNTS", "Row", "grown", "sweep", "sweep_table"]
 
@@ -65,21 +65,22 @@ def sweep_table(recipe: Recipe, work: Workload, machine: Machine) -> str:
     rows = sweep(recipe, work, machine)
     params = rows[0].found.params
     lines = [
-        f"{recipe.name}: {params.total / 1e6:,.4g} M parameters; {machine.name}",
+        f"{recipe.name}: {human_count(params.total)} parameters; {machine.name}",
         f"{CORES_PER_DEVICE} cores a device score; nodes of {NODE}",
         "",
         f"{'GPUs':>5}{'S':>7}{'step':>9}{'scenes/s':>10}{'gain':>7}{'GB/GPU':>8}{'cores':>8}  bottleneck",
     ]
     for row in rows:
         if row.devices == COUNTS[0]:
-            title = "the recipe's step" if row.work.step.scenes == work.step.scenes and row is rows[0] else "grown"
-            lines.append(f"  {title}")
+            lines.append("  the recipe's step" if row is rows[0] else "  a step that grows with the GPUs")
         found = row.found
         gain = found.scenes_per_s / rows[0].found.scenes_per_s
         lines.append(
             f"{row.devices:>5}{row.work.step.scenes:>7}{human_time(found.step_s):>9}{found.scenes_per_s:>10.4g}"
-            f"{gain:>7.3g}{found.trainer.total / 1e9:>8.3g}{cores_needed(found):>8}  {found.bottleneck}"
+            f"{gain:>7.3g}{found.trainer.total / 1e9:>7.3g}{fits(machine, found)}{cores_needed(found):>8}  {found.bottleneck}"
         )
+    if any(fits(machine, row.found) != " " for row in rows):
+        lines.append(f"  ! does not fit into {human_bytes(machine.memory)}")
     million = 1e6 / rows[-1].found.scenes_per_s
     lines += [
         "",
@@ -88,6 +89,11 @@ def sweep_table(recipe: Recipe, work: Workload, machine: Machine) -> str:
         f"{human_time(1e6 / rows[0].found.scenes_per_s)} on one",
     ]
     return "\n".join(lines)
+
+
+def fits(machine: Machine, found: Prediction) -> str:
+    """A mark where a training process does not fit into a device."""
+    return "!" if machine.memory and found.trainer.total > machine.memory else " "
 
 
 def cores_needed(found: Prediction) -> int:

@@ -10,7 +10,7 @@ from rlhf_drive.estimate.layout import Layout
 from rlhf_drive.estimate.machine import Machine
 from rlhf_drive.estimate.predict import Prediction, Workload
 
-__all__ = ["as_data", "as_table", "human_bytes", "human_time"]
+__all__ = ["as_data", "as_table", "human_bytes", "human_count", "human_time"]
 
 NOTES = {
     "push": "new weights to samplers",
@@ -40,15 +40,22 @@ def human_time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def human_count(count: float) -> str:
+    """Example: ``3.6 billion``."""
+    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
+
+
 def as_table(name: str, work: Workload, machine: Machine, layout: Layout, found: Prediction) -> str:
     """Lines of at most 80 columns."""
     step, params = work.step, found.params
     sampling = f"{layout.samplers} rollout workers" if layout.samplers else "which sample too"
     scoring = f"{layout.scorers} reward workers" if layout.scorers else f"{machine.cores} cores score"
     lines = [
-        f"{name}: {params.total / 1e6:,.3g} M parameters, {params.trained / 1e6:,.3g} M trained, {work.net.process}",
-        f"{machine.name}: {layout.trainers} training processes, {sampling}, {scoring}",
-        f"a step: {step.scenes} scenes x {step.group} plans; {work.flat:.0%} of the groups taken as without spread",
+        f"{name}: {human_count(params.total)} parameters, {human_count(params.trained)} trained, {work.net.process}",
+        *_folded(f"{machine.name}: {layout.trainers} training processes, {sampling}, {scoring}"),
+        *_folded(
+            f"a step: {step.scenes} scenes x {step.group} plans; {work.flat:.0%} of the groups taken as without spread"
+        ),
         "",
         f"  {'part of a step':<14}{'time':>10}{'share':>8}",
     ]
