@@ -81,7 +81,8 @@ def _write_folder(final: Path, what: str, fill: Callable[[Path], None]) -> None:
     temporary = final.with_name(f".{final.name}.tmp")
     with writing(what, final):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if temporary.exists():
+                shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             fill(temporary)
             replace_folder(temporary, final)
