@@ -122,6 +122,12 @@ def read_tensors(path: Path, digest: str, manifest: str) -> dict[str, Tensor]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint folder; CheckpointError names the file and what is wrong with it."""
+    if (folder / "adapter.json").is_file() and not (folder / MANIFEST).exists():
+        raise CheckpointError(
+            f"{folder} holds adapters alone, which change a policy and are none. Give the folder `policy` beside it, "
+            "into which `rlhf-drive train` has merged them; or put them into their base with load_adapter, and save "
+            "that with save_policy."
+        )
     return read_manifest_file(
         folder / MANIFEST,
         {"architecture", "tokenizer", "process", "sha256"},

@@ -145,3 +145,10 @@ def test_adapters_need_a_policy_that_has_some_to_save_and_none_to_load(tmp_path:
         load_adapter(adapted(), tmp_path)
     with pytest.raises(ConfigError, match="no adapters to save"):
         save_adapter(BASE, tmp_path)
+
+
+def test_adapters_alone_are_no_policy(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="holds adapters alone, which change a policy and are none") as raised:
+        load_policy(tmp_path / "adapter")
+    assert "Give the folder `policy` beside it" in str(raised.value)

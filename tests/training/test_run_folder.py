@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_drive.config import Recipe, dump_recipe
 from rlhf_drive.errors import ConfigError
+from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.run_folder import RunFolder
 
 MakeRecipe = Callable[..., Recipe]
@@ -63,5 +64,68 @@ def test_stages_and_time_survive(tiny_recipe: MakeRecipe) -> None:
     assert (again.done("sft"), again.seconds_before()) == ({"epoch": 3}, 20.0)
     again.note_seconds(31.0)
     written = json.loads((folder.path / "stages.json").read_text())
-    assert written == {"seconds": 31.0, "done": {"sft": {"epoch": 3}, "rl-seed0": {"steps": 4}}}
+    assert written == {
+        "id": folder.identity.id, "seconds": 31.0, "done": {"sft": {"epoch": 3}, "rl-seed0": {"steps": 4}}
+    }  # fmt: skip
     assert sorted(path.name for path in folder.path.iterdir()) == ["recipe.yaml", "stages.json"]
+
+
+def test_each_run_has_an_identity_of_its_own_for_good(tiny_recipe: MakeRecipe) -> None:
+    recipe = tiny_recipe()
+    first, second = RunFolder.create(recipe), RunFolder.create(recipe)
+    assert first.identity.recipe == second.identity.recipe
+    assert len({first.identity.id, second.identity.id}) == 2
+    assert RunFolder.resume(recipe, first.path).identity == first.identity
+    other = RunFolder.create(tiny_recipe("quickstart", "rl.max_steps=7"))
+    assert other.identity.recipe != first.identity.recipe
+
+
+def test_a_folder_of_an_older_version_gets_an_identity(tiny_recipe: MakeRecipe) -> None:
+    recipe = tiny_recipe()
+    path = RunFolder.create(recipe).path
+    (path / "stages.json").write_text(json.dumps({"seconds": 4.0, "done": {"sft": {"epoch": 3}}}))
+    folder = RunFolder.resume(recipe, path)
+    assert len(folder.identity.id) == 16
+    assert (folder.seconds_before(), folder.done("sft")) == (4.0, {"epoch": 3})
+    assert RunFolder.resume(recipe, path).identity == folder.identity
+    (path / "stages.json").write_text('{"id": "a')
+    with pytest.raises(ConfigError, match=r"stages.json cannot be read .* Remove it"):
+        RunFolder.resume(recipe, path)
+
+
+def test_two_processes_do_not_work_in_one_folder_and_read_what_the_other_left(tiny_recipe: MakeRecipe) -> None:
+    recipe = tiny_recipe()
+    folder = RunFolder.create(recipe)
+    late = RunFolder.resume(recipe, folder.path)
+    with folder.locked() as held:
+        assert held
+        with pytest.raises(ConfigError, match="Another process works in"), late.locked():
+            pass
+        folder.mark_done("sft", {"epoch": 3}, 12.5)
+    assert not late.is_done("sft")
+    with late.locked():
+        assert (late.done("sft"), late.seconds_before()) == ({"epoch": 3}, 12.5)
+
+
+class Follower(Ranks):
+    """A process that is not the main one, and hears from it what is in `said`."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__()
+        self.index, self.count, self.said = 1, 2, list(said)
+
+    def first(self, value: object) -> object:  # type: ignore[override]
+        return (self.said.pop(0), None)
+
+
+def test_only_the_main_process_writes(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    state = {"id": "abc", "seconds": 2.0, "done": {}}
+    path = tmp_path / "runs" / "quickstart"
+    ranks = Follower(path, (state, "digest"), None, (state, "digest"), None)
+    folder = RunFolder.create(tiny_recipe(), ranks)
+    assert (folder.path, folder.identity.id, folder.seconds_before()) == (path, "abc", 2.0)
+    with folder.locked():
+        folder.mark_done("sft", {}, 3.0)
+    assert folder.is_done("sft")
+    assert ranks.said == []
+    assert not path.exists()
