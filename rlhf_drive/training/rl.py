@@ -23,6 +23,7 @@ from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_adapter, publish_policy
 from rlhf_drive.training.collect import Experience, Sampling, check_previous_frames
 from rlhf_drive.training.engine import TrainingEngine
+from rlhf_drive.training.generators import seed_generators
 from rlhf_drive.training.group_pictures import draw_groups
 from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.profile import part, profiled
@@ -178,7 +179,7 @@ class _Loop:
         """Go on from the newest checkpoint; the step to begin with."""
         trainer, settings = self.trainer, self.settings
         self.checkpoints = CheckpointStore(self.folder / "checkpoints", settings.keep_checkpoints, run=settings.run)
-        torch.manual_seed(settings.seed)  # checkpoints carry the generator on
+        seed_generators(settings.seed)  # checkpoints carry them on
         state = self.checkpoints.load(trainer.engine)
         if state:
             self.watch.restore(state.values.get("watch", {}))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from rlhf_drive.disk import restore_folder
@@ -20,6 +19,7 @@ from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.checkpoint import CheckpointStore, publish_policy
 from rlhf_drive.training.engine import TrainingEngine
+from rlhf_drive.training.generators import kept_generators, seed_generators
 from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.run_folder import RunIdentity
@@ -96,7 +96,7 @@ class _Progress:
         return SftResult(self.best, self.best_epoch + 1, epochs, late_fall, plateaued)
 
 
-@torch.random.fork_rng(devices=[])  # dropout draws from torch's own generator: seeded here, given back as it was
+@kept_generators()  # seeded here, given back as they were
 def train_sft(
     policy: Policy,
     train: Sequence[Scene],
@@ -148,7 +148,7 @@ def train_sft(
     )  # fmt: skip
     on_main(ranks, lambda: restore_folder(folder / "policy"))
     policy.remember_training(train)
-    torch.manual_seed(settings.seed)  # checkpoints carry the generator on
+    seed_generators(settings.seed)  # checkpoints carry them on
     with StopSignals(ranks) as signals:
         progress = _run(engine, train, heldout, settings, folder, features, journal, signals, run)
     _take_weights(policy, load_policy(folder / "policy"))

@@ -9,7 +9,7 @@ from typing import TypeVar
 from rlhf_drive.errors import RlhfDriveError, TrainingError
 from rlhf_drive.training.ranks import Ranks
 
-__all__ = ["by_main", "on_all", "on_main"]
+__all__ = ["on_all", "on_main"]
 
 T = TypeVar("T")
 
@@ -42,9 +42,6 @@ def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
     if failed is not None:
         raise failed
     return told  # type: ignore[return-value]
-
-
-by_main = on_main
 
 
 def on_all(ranks: Ranks, function: Callable[[], T]) -> T:
