@@ -91,6 +91,7 @@ class RolloutDispatcher:
         self._ended: RlhfDriveError | None = None
         self._weights: SentWeights | None = None
         self._has: dict[int, tuple[int, int]] = {}
+        self._fetching: set[tuple[int, int]] = set()
         self._rollouts = self._retries = 0
         self._busy_s = 0.0
         self.ready = self._pool.ready
@@ -115,7 +116,7 @@ class RolloutDispatcher:
     def use(self, weights: SentWeights) -> None:
         """Sample all that no worker has taken up yet with these weights."""
         self._weights = weights
-        self.post(lambda: self._announce(weights))
+        self.post(self._announce_all)
 
     def add(self, call: SampleCall) -> Future[Rollout]:
         """Sample `call`.
@@ -215,11 +216,24 @@ class RolloutDispatcher:
             error.__cause__ = problem
             self._fail(chunk, error)
 
-    def _announce(self, weights: SentWeights) -> None:
-        """Let workers fetch weights early. One that cannot says so when it is to load them."""
+    def _announce_all(self) -> None:
         for slot in self._pool.slots:
-            if slot.state == "ready" and slot.worker is not None and weights is self._weights:
-                slot.worker.fetch(weights)
+            self._announce(slot)
+
+    def _announce(self, slot: Slot[RolloutWorkerEnd, _Chunk]) -> None:
+        """Let a worker fetch the newest weights early, once it is through with those before: a worker that hangs would
+        otherwise hold on to every version there was. One that cannot fetch says so when it is to load."""
+        process, weights = (slot.index, slot.starts), self._weights
+        if slot.state != "ready" or slot.worker is None or weights is None or process in self._fetching:
+            return
+
+        def fetched() -> None:
+            self._fetching.discard(process)
+            if weights is not self._weights and process == (slot.index, slot.starts):
+                self._announce(slot)
+
+        self._fetching.add(process)
+        slot.worker.fetch(weights).add_done_callback(lambda _: self.post(fetched))
 
     def _told(self, index: int, chunk: _Chunk, loss: Loss) -> str:
         """What happened to a worker, in words."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from rlhf_drive.errors import RolloutError
 from rlhf_drive.policies import Policy
@@ -85,6 +85,11 @@ def _is_frozen(weight: Tensor) -> bool:
     return isinstance(weight, nn.Parameter) and not weight.requires_grad
 
 
+def _is_divided(weight: Tensor) -> bool:
+    """Whether it is a `DTensor`, whose module takes long to import and is there only where it is used."""
+    return hasattr(weight, "full_tensor")
+
+
 @torch.no_grad()
 def whole_weights(policy: Policy, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Weights by plain name, whole and on the CPU, one after the other so that memory stays bounded.
@@ -97,8 +102,8 @@ def whole_weights(policy: Policy, names: Iterable[str] | None = None) -> Iterato
     """
     found = named_weights(policy)
     for name in found if names is None else names:
-        weight = found[name].detach()
-        yield name, (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
+        weight: Any = found[name].detach()
+        yield name, (weight.full_tensor() if _is_divided(weight) else weight).cpu().contiguous()
 
 
 @torch.no_grad()
@@ -106,29 +111,52 @@ def join_weights(policy: Policy, names: Iterable[str]) -> None:
     """Another process's part in :func:`whole_weights` where weights are divided."""
     found = named_weights(policy)
     for name in names:
-        weight = found[name].detach()
-        if isinstance(weight, DTensor):
+        weight: Any = found[name].detach()
+        if _is_divided(weight):
             weight.full_tensor()
 
 
 class WeightChanges:
-    """Which weights must be sent: those that are trained always, frozen ones when they are not known yet or changed."""
+    """Which weights must be sent: those that are trained always, frozen ones when they are not known yet or changed.
+
+    Whether frozen weights changed, as where a checkpoint is restored, is told by sums over their bits. Neither address
+    nor version counter of a tensor would do: adapters on expert weights touch both in every forward pass.
+    """
 
     def __init__(self) -> None:
-        self._marks: Mapping[str, tuple[int, int]] | None = None
+        self._known: tuple[Names, list[int]] | None = None
 
     def take(self, policy: Policy) -> tuple[Names | None, Names]:
-        """Names of what is frozen, None where it is as it was at the last call; and names of what is trained."""
+        """Names of what is frozen, None where it is as it was at the last call; and names of what is trained.
+
+        All processes must call this together where weights are divided among them, and all get the same.
+        """
         weights = named_weights(policy)
-        frozen = {name: _mark(weight) for name, weight in weights.items() if _is_frozen(weight)}
-        known, self._marks = frozen == self._marks, frozen
-        return None if known else tuple(frozen), tuple(name for name in weights if name not in frozen)
+        frozen = tuple(name for name, weight in weights.items() if _is_frozen(weight))
+        now = frozen, _bit_sums([weights[name] for name in frozen])
+        same, self._known = now == self._known, now
+        return None if same else frozen, tuple(name for name in weights if name not in set(frozen))
 
 
-def _mark(weight: Tensor) -> tuple[int, int]:
-    """Changes when the weight is written to or is another one."""
-    own = weight.to_local() if isinstance(weight, DTensor) else weight
-    return own.data_ptr(), own._version
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def _bit_sums(weights: Sequence[Tensor]) -> list[int]:
+    """Two sums over the bits of each weight, of all its numbers and of every third one."""
+    found = []
+    for weight in weights:
+        own: Any = weight.detach()
+        own = (own.to_local() if _is_divided(own) else own).reshape(-1)
+        numbers = own.view(_INTEGERS[own.element_size()])
+        found += [numbers.sum(dtype=torch.int64), numbers[::3].sum(dtype=torch.int64)]
+    if not found:
+        return []
+    sums = torch.stack(found)
+    if any(_is_divided(weight) for weight in weights):
+        dist.all_reduce(sums)  # so that all processes find the same
+    result: list[int] = sums.tolist()
+    return result
 
 
 def pieces(weights: Iterable[tuple[str, Tensor]], chunk_bytes: int) -> Iterator[list[Piece]]:
