@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.carriers import Scores
+from rlhf_drive.disk import writing
 from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.picture import draw_surroundings
 from rlhf_drive.scenes.picture_parts import (
@@ -102,6 +103,9 @@ def draw_groups(
         step: Counted from 1, for the title.
         count: Scenes drawn at most.
 
+    Raises:
+        StorageError: The file cannot be written.
+
     Example:
         ``draw_groups(batch, rollout, scores, folder / "pictures" / "step-000020.png", step=20, count=4)``
     """
@@ -124,10 +128,11 @@ def draw_groups(
         axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
         _draw_group(axes, group, _Scale(low, high, colors))
     _draw_foot(figure, step, scores, _Scale(low, high, colors), width, height)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(png(figure))
-    partial.replace(path)
+    with writing(f"The picture of step {step}", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(png(figure))
+        partial.replace(path)
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,7 @@ def _draw_key(figure: Any, left: float, middle: float, height: int) -> None:
     """What a green band and a dashed line mean."""
     from matplotlib.lines import Line2D
 
-    rows = (
+    rows: tuple[tuple[int, str, dict[str, Any]], ...] = (
         (10, "human", {"color": HUMAN, "lw": 5.0, "alpha": 0.55}),
         (-14, "plan without a score", {"color": INVALID, "lw": 1.5, "ls": (0, (3, 2)), "marker": "x", "ms": 6}),
     )

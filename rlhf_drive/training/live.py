@@ -57,6 +57,7 @@ RL_COLUMNS = (
     Column("stalest", "async/staleness_max", 0, "present"),
     Column("trainer idle", "async/trainer_idle_frac", 2, "present"),
     Column("sampler idle", "async/sampler_idle_frac", 2, "present"),
+    Column("scorer idle", "async/scorer_idle_frac", 2, "present"),
     Column("queued chunks", "async/queued_chunks", 0, "present"),
     Column("ready steps", "async/ready_steps", 0, "present"),
     Column("restarts", "rollout/restarts", 0, "not_zero"),

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_drive.disk import writing
+
 if TYPE_CHECKING:
     from torch.profiler import profile
 
@@ -88,6 +90,9 @@ def profiled(folder: Path, step: int, wanted: Collection[int]) -> Iterator[None]
         folder: Folder of profiles; made if need be.
         step: Counted from 1.
         wanted: Steps to profile.
+
+    Raises:
+        StorageError: The files cannot be written.
     """
     global _clock
     if step not in wanted:
@@ -107,12 +112,13 @@ def profiled(folder: Path, step: int, wanted: Collection[int]) -> Iterator[None]
         finally:
             _clock = None
         seconds = time.perf_counter() - started
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{step:06d}"
-    partial = folder / f".{name}.json.gz"  # the suffix says that it is to be packed
-    found.export_chrome_trace(str(partial))
-    partial.replace(folder / f"{name}.json.gz")
-    (folder / f"{name}.txt").write_text("\n".join(_report(step, seconds, clock, found, cuda)) + "\n", "utf-8")
+    with writing(f"The profile of step {step}", folder / name):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{name}.json.gz"  # the suffix says that it is to be packed
+        found.export_chrome_trace(str(partial))
+        partial.replace(folder / f"{name}.json.gz")
+        (folder / f"{name}.txt").write_text("\n".join(_report(step, seconds, clock, found, cuda)) + "\n", "utf-8")
 
 
 def _report(step: int, seconds: float, clock: _Clock, found: profile, cuda: bool) -> list[str]:

@@ -199,7 +199,7 @@ class _Loop:
         """Sample, score, learn, log."""
         started, trainer, settings = time.perf_counter(), self.trainer, self.settings
         main = self.services.ranks.main
-        with profiled(self.folder, step + 1, settings.profile_steps if main else ()):
+        with profiled(self.folder / "profiles", step + 1, settings.profile_steps if main else ()):
             with part("push weights"):
                 self.services.rollouts.push_weights(trainer.policy, step)
             with part("collect"):

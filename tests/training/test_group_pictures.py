@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rewards.carriers import Failure, ScorerInfo, Scores
+from rlhf_drive.errors import StorageError
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.picture_parts import window_around
 from rlhf_drive.scenes.store import SceneStore
@@ -119,3 +120,10 @@ def test_four_scenes_take_little_time(tiny_store: SceneStore, tmp_path: Path) ->
     started = time.process_time()
     draw_groups(scenes, plans, scores, tmp_path / "a.png", step=1, count=4)  # type: ignore[arg-type]
     assert time.process_time() - started < 2.0
+
+
+def test_a_picture_that_cannot_be_written_says_so(tiny_store: SceneStore, tmp_path: Path) -> None:
+    (tmp_path / "pictures").write_text("a file")
+    plans, scores = _step([tiny_store[0]], [[0.5, 1.0]], _fan(1, 2))
+    with pytest.raises(StorageError, match="The picture of step 7"):
+        draw_groups([tiny_store[0]], plans, scores, tmp_path / "pictures" / "a.png", step=7, count=1)  # type: ignore[arg-type]

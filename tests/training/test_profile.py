@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_drive.errors import StorageError
 from rlhf_drive.training.profile import part, profiled
 
 
@@ -97,3 +98,9 @@ def test_a_part_without_a_profile_is_nearly_free() -> None:
         with part("sampling"):
             pass
     assert time.perf_counter() - started < 0.2  # 10 us each; about 0.2 us are usual
+
+
+def test_a_profile_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "profiles").write_text("a file")
+    with pytest.raises(StorageError, match="The profile of step 1"), profiled(tmp_path / "profiles", 1, (1,)):
+        _step()
