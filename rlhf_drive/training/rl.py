@@ -189,7 +189,7 @@ class _Loop:
         self.journal.resume(first)
         for notice in state.notices if state and self.services.ranks.main else ():
             self.journal.note(notice)
-        self.services.rollouts.push_weights(trainer.policy, first)
+        self._push_weights(first)
         features = trainer.source.features
         check_likelihood(trainer.engine, self.services, self.scenes[:4], self.sampling.decoding, features)
         self.meter = ServiceMeter(self.services)
@@ -201,7 +201,7 @@ class _Loop:
         main = self.services.ranks.main
         with profiled(self.folder / "profiles", step + 1, settings.profile_steps if main else ()):
             with part("push weights"):
-                self.services.rollouts.push_weights(trainer.policy, step)
+                self._push_weights(step)
             with part("collect"):
                 filled = collector.take(step)
             self.visits.saw(step, filled.visited, filled.informative.tolist())
@@ -223,6 +223,13 @@ class _Loop:
             **self.meter.metrics(collector.lookahead, asynchronous=settings.max_staleness > 0),
         }
         self._observe(step, filled, metrics, started)
+
+    def _push_weights(self, version: int) -> None:
+        """Let those who sample have the present weights, on every process."""
+        # The central service puts weights that are cut over processes together by itself, piece by piece.
+        central, trainer = self.services.central, self.trainer
+        policy = trainer.policy if central else trainer.engine.whole_policy()
+        self.services.rollouts.push_weights(policy, version)
 
     def _observe(self, step: int, filled: Filled[Experience], metrics: dict[str, float], started: float) -> None:
         """What a person, or a monitor, sees of a step; it changes nothing in training."""
