@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from watched_run import (
     finished,
     prepared,
     rl_lines,
+    run_script,
     shared_memory,
     tail,
     working_folder,
@@ -167,7 +166,4 @@ def step_seconds(run: Path) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
-        sys.exit(f"FAILED: {error}")
+    run_script(main)

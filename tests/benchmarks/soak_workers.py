@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -34,6 +32,7 @@ from watched_run import (
     finished,
     prepared,
     rl_lines,
+    run_script,
     shared_memory,
     tail,
     working_folder,
@@ -158,7 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
-        sys.exit(f"FAILED: {error}")
+    run_script(main)

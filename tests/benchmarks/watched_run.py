@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -245,6 +246,15 @@ def rl_lines(run: Path) -> list[dict[str, Any]]:
 def tail(log: Path, lines: int = 15) -> str:
     """The last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """Run a script; SIGTERM ends it as an error does, with all that it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
+        sys.exit(f"FAILED: {error}")
 
 
 def conclude(problems: Iterable[str]) -> int:
