@@ -214,10 +214,11 @@ def replace_folder(temporary: Path, final: Path) -> None:
     """Put a finished folder in its place, on disk when this returns. A crash never leaves half a folder; between the
     two renames it leaves the old one under another name, which :func:`restore_folder` undoes. After an error the old
     one is in its place."""
-    for path in sorted(temporary.rglob("*")):
-        if path.is_file():
+    for path in (*sorted(temporary.rglob("*")), temporary):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
             _sync(path)
-    _sync_folder(temporary)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

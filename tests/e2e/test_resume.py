@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ OVERRIDES = (
 )  # fmt: skip
 
 TRAP = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from rlhf_drive.cli import main
 from rlhf_drive.training import checkpoint, journal
@@ -72,10 +73,18 @@ def between_renames(replace=Path.replace):
         return result
     Path.replace = wrapped
 
-{"logged": after_step, "written": around_saving, "saved": around_saving, "moved": between_renames}[kind]()
+def slow_disk(fsync=os.fsync):
+    def wrapped(descriptor):
+        time.sleep(float(target))
+        fsync(descriptor)
+    os.fsync = wrapped
+
+traps = {"logged": after_step, "written": around_saving, "saved": around_saving, "moved": between_renames}
+traps |= {"slow": slow_disk, "none": lambda: None}
+traps[kind]()
 main(sys.argv[2:])
 """
-"""The command line in a process that kills itself at `kind@target`."""
+"""The command line in a process that kills itself at `kind@target`, or whose disk takes `target` seconds."""
 
 
 def start(folder: Path, *arguments: str, trap: str = "") -> subprocess.Popen[str]:
@@ -117,16 +126,21 @@ def uninterrupted(new_run: Callable[[Path], list[str]], tmp_path_factory: pytest
 
 
 def lasting(run: Path) -> dict[str, Any]:
-    """All that a run leaves behind except for times."""
-    metrics = [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run)]
+    """All that a run leaves behind except for times, rates and its random name."""
+    metrics = [
+        {k: v for k, v in line.items() if not k.startswith("time/") and "idle" not in k} for line in read_metrics(run)
+    ]
     summary = json.loads((run / "summary.json").read_text())
     assert summary.pop("minutes") > 0
     weights = {stage: (run / stage / "policy" / "policy.safetensors").read_bytes() for stage in STAGES}
-    # The state files hold a checksum of the optimizer's state and torch's generator.
+    # The state files hold a checksum of the optimizer's state and the generators.
     states = {
         str(path.relative_to(run)): json.loads(path.read_text())
         for path in run.glob("*/checkpoints/step-*/state.json")
     }  # fmt: skip
+    for state in states.values():
+        owner = state.pop("run")  # its id is random, and its recipe names another output_dir
+        assert (len(owner["id"]), owner["phase"] in STAGES) == (16, True)
     report = json.loads((run / "report.json").read_text())
     return {"metrics": metrics, "summary": summary, "weights": weights, "states": states, "report": report}
 
@@ -189,33 +203,84 @@ def steps_logged(run: Path, stage: str) -> int:
     return len(read_metrics(run, phase=stage)) if (run / "metrics.jsonl").is_file() else 0
 
 
-def kill_in(process: subprocess.Popen[str], run: Path, stage: str, step: int, delay_s: float) -> None:
-    """SIGKILL some time after a step was logged."""
+def when_logged(process: subprocess.Popen[str], run: Path, stage: str, step: int) -> None:
+    """Wait until a step was logged."""
     deadline = time.monotonic() + PATIENCE_S
-    try:
-        while steps_logged(run, stage) < step and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        assert steps_logged(run, stage) >= step, process.stderr.read() if process.stderr and process.poll() else ""
-        time.sleep(delay_s)
-    finally:
-        process.kill()
-        process.communicate(timeout=PATIENCE_S)
+    while steps_logged(run, stage) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert steps_logged(run, stage) >= step, process.stderr.read() if process.stderr and process.poll() else ""
+
+
+def when_writing(process: subprocess.Popen[str], run: Path, stage: str) -> None:
+    """Wait until a checkpoint is being written."""
+    assert wait_for(lambda: any(run.glob(f"{stage}/checkpoints/.step-*.tmp")) or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+
+
+def killed(process: subprocess.Popen[str], delay_s: float) -> None:
+    """SIGKILL after some time."""
+    time.sleep(delay_s)
+    process.kill()
+    process.communicate(timeout=PATIENCE_S)
 
 
 def test_killed_from_outside_at_random_moments(
     uninterrupted: Path, new_run: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
+    """Somewhere in SFT, somewhere in RL, and somewhere in the writing of a checkpoint to a slow disk."""
     seed = time.time_ns()
     generator = random.Random(seed)
     run = tmp_path / "run"
     arguments = new_run(tmp_path)
     print(f"seed {seed}")
-    for stage, last in (("sft", 11), ("rl-seed0", 6)):
-        step, delay_s = generator.randint(1, last), generator.uniform(0.0, 0.05)
-        kill_in(start(tmp_path, *arguments), run, stage, step, delay_s)
+    for stage, last, trap in (("sft", 11, "none@"), ("rl-seed0", 0, "slow@0.1"), ("rl-seed0", 6, "none@")):
+        process, delay_s = start(tmp_path, *arguments, trap=trap), 0.0
+        try:
+            if last:
+                when_logged(process, run, stage, generator.randint(1, last))
+                delay_s = generator.uniform(0.0, 0.05)
+            else:  # four files and three folders are synced
+                when_writing(process, run, stage)
+                delay_s = generator.uniform(0.0, 0.7)
+        finally:
+            killed(process, delay_s)
         logged = {name: steps_logged(run, name) for name in STAGES}
-        print(f"killed {1000 * delay_s:.0f} ms after {stage}/{step}: {logged}, saved {checkpoints(run, stage)}")
+        print(f"killed after {1000 * delay_s:.0f} ms {trap}: {logged}, saved {checkpoints(run, stage)}")
         arguments = ["train", "--resume", str(run)]
+    assert finish(start(tmp_path, *arguments)) == 0
+    assert_same(run, uninterrupted)
+
+
+def test_asked_to_stop_and_started_twice(
+    uninterrupted: Path, new_run: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    """SIGTERM in SFT and SIGINT in RL leave a checkpoint of the very step; a second resume meanwhile is refused."""
+    run = tmp_path / "run"
+    arguments, resume = new_run(tmp_path), ["train", "--resume", str(run)]
+    for stage, step, number, code in (("sft", 2, signal.SIGTERM, 143), ("rl-seed0", 1, signal.SIGINT, 130)):
+        process = start(tmp_path, *arguments)
+        try:
+            when_logged(process, run, stage, step)
+            if stage == "sft":
+                process.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the other one needs to start
+                _, refusal = (second := start(tmp_path, *resume)).communicate(timeout=PATIENCE_S)
+                assert second.returncode == 2
+                assert f"Error: Another process works in {run}: process {process.pid} on " in refusal
+                process.send_signal(signal.SIGCONT)
+            process.send_signal(number)
+            errors = process.communicate(timeout=PATIENCE_S)[1]
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == code, errors
+        done = steps_logged(run, stage)
+        assert step <= done <= step + 2  # the one in progress; what was asked in the last moment
+        assert checkpoints(run, stage)[-1] == done
+        name = signal.Signals(number).name
+        assert f"Stopped by {name} after step {done} of {stage}; its checkpoint is written." in errors
+        assert f"Go on with: rlhf-drive train --resume {run}" in errors
+        assert "Traceback" not in errors
+        arguments = resume
     assert finish(start(tmp_path, *arguments)) == 0
     assert_same(run, uninterrupted)
 

@@ -88,9 +88,13 @@ def lasting(folder: Path) -> dict[str, Any]:
         for line in read_metrics(folder)
     }
     for path in sorted((folder / "rl-seed0").rglob("*")):
-        if path.name in ("state.json", "policy.safetensors", "adapter.safetensors", "adapter.json"):
-            # A state file holds the checksum of optimizer, generator, averages and reference.
-            found[str(path.relative_to(folder))] = path.read_bytes()
+        name = str(path.relative_to(folder))
+        if path.name in ("policy.safetensors", "adapter.safetensors", "adapter.json"):
+            found[name] = path.read_bytes()
+        elif path.name == "state.json":  # it holds the checksum of optimizer, generators, averages and reference
+            found[name] = json.loads(path.read_text())
+            # The run's id is random, and its recipe names another output_dir.
+            assert found[name].pop("run")["phase"] == "rl-seed0"
     return found
 
 
