@@ -180,6 +180,9 @@ def _train(work: Workload, machine: Machine, layout: Layout, kept: float, params
         parts = kept / scenes
     share = parts * scenes
     seconds = {name: machine.seconds(calls) for name, calls in update_work(net, step, parts, scenes).items()}
+    if layout.samplers or layout.trainers > 1:
+        # Scenes that another process has sampled are new to this one.
+        seconds["likelihood"] += work.new_share * share * machine.rates["features"].unit_s
     reference = 0.0
     if step.reference:
         everyone = micro_batches(step, step.scenes, layout.trainers) * scenes if step.penalty else share
@@ -268,6 +271,8 @@ def _advice(
             f"{layout.trainers * step.micro_scenes} or lower rl.micro_batch_scenes"
         )
     if overlaps:
+        if sample_side > 1.1 * train_side and parts["push"] > 0.5 * sample_side:
+            return "push", "pushing weights limits: LoRA sends adapters alone, or push less often (a larger step)"
         if sample_side > 1.1 * train_side:
             wanted = math.ceil(layout.samplers * sample_side / train_side)
             return "samplers", f"training waits for plans: about {wanted} rollout workers would keep up"

@@ -75,9 +75,10 @@ def sweep_table(recipe: Recipe, work: Workload, machine: Machine) -> str:
             lines.append("  the recipe's step" if row is rows[0] else "  a step that grows with the GPUs")
         found = row.found
         gain = found.scenes_per_s / rows[0].found.scenes_per_s
+        memory = f"{found.trainer.total / 1e9:.3g}{fits(machine, found)}"
         lines.append(
             f"{row.devices:>5}{row.work.step.scenes:>7}{human_time(found.step_s):>9}{found.scenes_per_s:>10.4g}"
-            f"{gain:>7.3g}{found.trainer.total / 1e9:>7.3g}{fits(machine, found)}{cores_needed(found):>8}  {found.bottleneck}"
+            f"{gain:>7.3g}{memory:>8}{cores_needed(found):>8}  {found.bottleneck}"
         )
     if any(fits(machine, row.found) != " " for row in rows):
         lines.append(f"  ! does not fit into {human_bytes(machine.memory)}")

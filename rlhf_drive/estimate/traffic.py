@@ -57,8 +57,10 @@ def costs_of(net: NetworkSizes, params: Parameters, *, rows_per_scene: float, el
     encode, decode, head = encode_flops(net), decode_flops(net, rows_per_scene), head_flops(net)
     encoder_bytes, decoder_bytes = 3.0 * encoder_saved(net, element), 3.0 * decoder_saved(net, element)
     enc_kernels, dec_kernels = 40.0 + 16 * net.encoder_layers, 60.0 + 45 * net.decoder_layers
-    encoder, decoder = element * params.encoder, element * (params.decoder + params.experts + params.routers)
-    weights, v = element * params.head, 4.0 * net.vocabulary
+    # Weights are read in float32; for bfloat16 products a copy is written and read in every pass.
+    weight = 4 if element == 4 else 8
+    encoder, decoder = weight * params.encoder, weight * (params.decoder + params.experts + params.routers)
+    weights, v = weight * params.head, 4.0 * net.vocabulary
     forward = (HEAD_PASSES + LOGP_PASSES) * v
     return {
         "encode": Cost("scene", encode, encoder_bytes, encoder, enc_kernels),
