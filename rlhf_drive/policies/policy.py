@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,11 @@ class Architecture:
 def _fingerprint(cluster: str) -> str:
     """Twelve hexadecimal digits that stand for a cluster's name."""
     return hashlib.blake2b(cluster.encode(), digest_size=6).hexdigest()
+
+
+def _full(values: Tensor) -> Tensor:
+    """At least float32: what comes after the decoder is exact to rounding."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _log_add(parts: Sequence[Tensor]) -> Tensor:
@@ -158,6 +164,9 @@ class Policy(nn.Module):
         if self.process.timed:
             self.decoder.attend_to_time()
         self.trained_on: frozenset[str] = frozenset()
+        self.precision: torch.dtype = torch.float32
+        """What matrix products of encoder and decoder are computed in; weights, router, head and log-probabilities are
+        float32. Copies have it too, checkpoints do not."""
 
     @property
     def vocab_size(self) -> int:
@@ -186,18 +195,26 @@ class Policy(nn.Module):
         """S observations as tensors on the policy's device."""
         return stack_features([self.features(o) for o in observations]).to(self.device)
 
+    def computing(self) -> AbstractContextManager[object]:
+        """Within it matrix products have the policy's precision: everybody who asks it for numbers gets the same."""
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
     def encode(self, observations: ObservationBatch | Sequence[Observation]) -> SceneContext:
         """Encode S scenes once, with every decoder layer's cross-attention keys and values."""
         batch = observations if isinstance(observations, ObservationBatch) else self.batch(observations)
-        tokens, mask = self.encoder(batch)
-        cached = [layer.scene(tokens) for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
+        with self.computing():
+            tokens, mask = self.encoder(batch)
+            cached = [layer.scene(tokens) for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
         return SceneContext(tuple(k for k, _ in cached), tuple(v for _, v in cached), mask, tokens[:, 0], batch.anchor)
 
     def action_features(
         self, state: Tensor, time: Tensor, context: SceneContext, where: Tensor, record: RouterRecord | None = None
     ) -> Tensor:
         """Hidden state and anchor, ``[M, d + 1]``; see :class:`~rlhf_drive.policies.process.Denoiser`."""
-        hidden = self.decoder(state, time, self.values, context, record)
+        with self.computing():
+            hidden = _full(self.decoder(state, time, self.values, context, record))
         anchor = context.anchor.repeat_interleave(len(state) // len(context), dim=0)
         return torch.cat([hidden[where], anchor[where][:, None]], dim=-1)
 
@@ -219,7 +236,8 @@ class Policy(nn.Module):
         past: PlanPast = [[] for _ in context.keys]
 
         def logits(state: Tensor, position: int, record: RouterRecord | None) -> Tensor:
-            hidden = self.decoder.next(state, position, self.values, context, past, record)
+            with self.computing():
+                hidden = _full(self.decoder.next(state, position, self.values, context, past, record))
             anchor = context.anchor[:, position].repeat_interleave(len(state) // len(context), dim=0)
             return self.logits(torch.cat([hidden, anchor[:, None]], dim=-1))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_drive.errors import CheckpointError, ConfigError, TrainingError
+from rlhf_drive.training.shards import cut_like, joined, piece
 
 __all__ = ["EmaWeights"]
 
@@ -21,6 +22,8 @@ class EmaWeights:
 
     Averaged are the weights that are trainable at the start and stored floating-point buffers, in float32 whatever
     their own dtype (in bfloat16 steps below 0.4 % would be lost). Frozen weights and other buffers stay the policy's.
+
+    Where processes divide the weights, each averages its pieces; states are whole all the same.
 
     Args:
         policy: The policy whose weights are averaged.
@@ -36,7 +39,8 @@ class EmaWeights:
         self.decay = decay
         self.updates = 0
         self._applied = False
-        self._master = {name: value.detach().float().clone() for name, value in _averaged(policy).items()}
+        self._like = _averaged(policy)
+        self._master = {name: piece(value.detach()).float().clone() for name, value in self._like.items()}
 
     @torch.no_grad()
     def update(self, policy: nn.Module) -> None:
@@ -51,13 +55,13 @@ class EmaWeights:
         present = dict(_named(policy))
         for name, master in self._master.items():
             # lerp leaves a weight that does not move as it is, to the bit.
-            master.lerp_(present[name].detach().to(master), 1.0 - self.decay)
+            master.lerp_(piece(present[name].detach()).to(master), 1.0 - self.decay)
 
     @contextmanager
     def applied(self, policy: nn.Module) -> Iterator[None]:
         """Within the block `policy` has the averages, in its own dtype; after it its own weights again, bit for bit."""
         present = dict(_named(policy))
-        own = {name: present[name].detach().clone() for name in self._master}
+        own = {name: piece(present[name].detach()).clone() for name in self._master}
         nested, self._applied = self._applied, True
         try:
             _copy(self._master, present)
@@ -67,8 +71,10 @@ class EmaWeights:
             self._applied = nested
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages by name, float32, and the count of updates: enough to continue bit for bit."""
-        return {**self._master, "updates": torch.tensor(self.updates)}
+        """Averages by name, float32, and the count of updates: enough to continue bit for bit. Collective where the
+        weights are divided."""
+        averages = {name: joined(master, self._like[name]) for name, master in self._master.items()}
+        return {**averages, "updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what :meth:`state_dict` gave.
@@ -78,14 +84,14 @@ class EmaWeights:
         """
         stored = {name: value for name, value in state.items() if name != "updates"}
         differing = sorted(set(stored) ^ set(self._master))
-        differing += sorted(n for n in set(stored) & set(self._master) if stored[n].shape != self._master[n].shape)
+        differing += sorted(n for n in set(stored) & set(self._master) if stored[n].shape != self._like[n].shape)
         if differing or "updates" not in state:
             raise CheckpointError(
                 f"The averaged weights belong to another policy, or other weights were trained: "
                 f"{', '.join(differing[:5]) or 'updates'} differ. Resume with the run's own recipe."
             )
         for name, master in self._master.items():
-            master.copy_(stored[name])
+            master.copy_(piece(cut_like(stored[name], self._like[name])))
         self.updates = int(state["updates"])
 
 
@@ -104,4 +110,4 @@ def _averaged(policy: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, value in source.items():
-        target[name].copy_(value)
+        piece(target[name]).copy_(value)

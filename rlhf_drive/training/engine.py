@@ -115,6 +115,15 @@ class TrainingEngine:
         """What falls to this process: every `count`-th, so that all have as many to within one."""
         return list(parts[self.ranks.index :: self.ranks.count])
 
+    def collect(self, mine: Sequence[T]) -> list[T]:
+        """Everybody's, in the order before :meth:`share` dealt them out; on every process. Collective.
+
+        Args:
+            mine: One small plain value for each part that fell to this process, in order; tensors on the CPU.
+        """
+        dealt = self.ranks.gather(list(mine))
+        return [dealt[i % len(dealt)][i // len(dealt)] for i in range(sum(len(values) for values in dealt))]
+
     def turns(self, parts: Sequence[T]) -> Iterator[Turn[T]]:
         """The micro-batches of this process, and as many stand-ins as keep the others from waiting for ever.
 

@@ -24,7 +24,14 @@ def has_human(scene: Scene) -> bool:
 
 
 def cloning_loss(
-    policy: Policy, context: SceneContext, scenes: Sequence[Scene], order: str, *, seed: int, step: int
+    policy: Policy,
+    context: SceneContext,
+    scenes: Sequence[Scene],
+    order: str,
+    *,
+    seed: int,
+    step: int,
+    calls: int = 0,
 ) -> Tensor:
     """Sum over scenes of the SFT loss on the human's plan, nats per token; scenes without a human add nothing.
 
@@ -35,18 +42,24 @@ def cloning_loss(
         order: Decoding order of the rollouts: cloning hides what this decoder reveals last.
         seed: Keys the masks of a scene, with `step` and the scene's name: they do not depend on the micro-batch.
         step: RL step.
+        calls: Times at least that the decoder is run, where processes must run it equally often; what is run in vain
+            counts 0 times.
     """
     hidden_last = order if order in ("causal", "reverse_causal") else "random"
     total = context.summary.new_zeros(())
-    for s, scene in enumerate(scenes):
-        if not has_human(scene):
-            continue
+    with_human = [(s, scene) for s, scene in enumerate(scenes) if has_human(scene)]
+    for s, scene in with_human:
         tokens = torch.from_numpy(policy.tokenizer.encode(scene.reference.human_poses[None])).to(policy.device)
         key = hashlib.blake2b(f"{seed}/{step}/cloning/{scene.token}".encode(), digest_size=7).digest()
         generator = torch.Generator(device=policy.device).manual_seed(int.from_bytes(key, "little"))
         # A causal policy looks at the whole plan at once: copies of it would all be the same.
         rows = tokens.expand(1 if policy.process.causal else MASKS_PER_SCENE, -1)
         total = total + policy.process.sft_loss(policy, rows, context.scene(s), hidden_last, generator).mean()
+    blank = torch.zeros(1, policy.tokenizer.length, dtype=torch.long, device=policy.device)
+    for _ in range(calls - len(with_human)):
+        generator = torch.Generator(device=policy.device).manual_seed(0)
+        loss = policy.process.sft_loss(policy, blank, context.scene(0), hidden_last, generator)
+        total = total + 0.0 * loss.mean()
     return total
 
 

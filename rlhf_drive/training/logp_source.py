@@ -30,6 +30,9 @@ class LogpSource:
     """Network inputs of scenes."""
     max_tokens: int
     """Plan tokens per forward pass; 0 takes a micro-batch at once."""
+    even: bool = False
+    """Whether a smaller micro-batch is cut into as many passes as a whole one: processes that divide the weights among
+    them must run each layer equally often."""
 
     def batch(
         self,
@@ -42,6 +45,7 @@ class LogpSource:
         micro_batch_scenes: int,
         wanted_steps: int,
         sampler_logp: bool,
+        tell_behaviour: bool = False,
     ) -> UpdateBatch:
         """A batch with its probes drawn, before advantages are known: all groups are kept, advantages are 0.
 
@@ -54,6 +58,7 @@ class LogpSource:
             micro_batch_scenes: Scenes of a micro-batch.
             wanted_steps: Decode steps to look at; 0 means all.
             sampler_logp: Whether the sampler's log-probabilities serve as old ones where they are this likelihood's.
+            tell_behaviour: Whether the objective is told them beside the old ones.
         """
         trace, likelihood = rollout.trace, self.likelihood
         device, count = trace.state.device, len(trace.state)
@@ -72,6 +77,7 @@ class LogpSource:
             probes=probes,
             steps=drawn_steps(count, wanted_steps, seed=seed, step=step, device=device),
             old_logp=flatten_steps(trace.logp) if likelihood.behaviour and sampler_logp else None,
+            behaviour_logp=flatten_steps(trace.logp) if likelihood.behaviour and tell_behaviour else None,
             kept=torch.arange(len(scenes)),
             size=micro_batch_scenes,
             advantages=torch.zeros(len(rollout), device=device),
@@ -95,10 +101,18 @@ class LogpSource:
             context,
             part.trace,
             part.probes,
-            max_tokens=self.max_tokens,
+            max_tokens=self._tokens(batch, part),
             entropy=entropy,
             keep_experts=keep_experts,
             steps=batch.steps,
             record=record,
         )
         return found, context
+
+    def _tokens(self, batch: UpdateBatch, part: MicroBatch) -> int:
+        """Plan tokens per forward pass over a micro-batch."""
+        if not (self.even and self.max_tokens):
+            return self.max_tokens
+        length = part.trace.state.shape[-1]
+        rows_per_scene = max(1, self.max_tokens // length // batch.size)
+        return rows_per_scene * len(part.scenes) * length

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from rlhf_drive.errors import TrainingError
 from rlhf_drive.policies.checkpoints import replace_folder
+from rlhf_drive.training.ranks import Ranks
+from rlhf_drive.training.shards import piece
 
-__all__ = ["CHECKED", "Evidence", "check_finite", "check_gradients", "clip_gradients"]
+__all__ = ["CHECKED", "Evidence", "check_finite", "check_gradients"]
 
 CHECKED = ("loss", "logp", "old_logp", "ref_logp", "advantages")
 """Tensors that must be finite; the log-probabilities where `mask` says so. `rewards` are NaN where invalid."""
@@ -59,64 +61,45 @@ class Evidence:
         return replace(parts[-1], scene_tokens=names, rows=torch.cat([part.rows for part in parts]), tensors=joined)
 
 
-def check_finite(evidence: Evidence, policy: nn.Module, folder: Path | None) -> None:
+def check_finite(evidence: Evidence, policy: nn.Module, folder: Path | None, ranks: Ranks | None = None) -> None:
     """Stop where a loss, log-probability or advantage is NaN or infinite; one transfer to the host if all is well.
 
     Args:
         evidence: What the pass saw, before ``backward``.
         policy: To tell which of its weights and gradients are not finite.
-        folder: Of the stage; the evidence goes to ``folder/offending/step-000012/``. None keeps none.
+        folder: Of the stage; the evidence goes to ``folder/offending/step-000012/``, with ``-rank-1`` after it from
+            one of several processes. None keeps none.
+        ranks: The processes, if there may be several; each looks at what it holds, so nobody waits for another.
 
     Raises:
-        TrainingError: With the folder, the scenes, what is not finite, and what to do.
+        TrainingError: With the folder, the scenes, what is not finite, on which process, and what to do.
     """
     flags = _not_finite(evidence)
     if flags and bool(torch.stack([flag.any() for flag in flags.values()]).any()):
-        raise _stop(evidence, flags, policy, folder, norm=None)
+        raise _stop(evidence, flags, policy, folder, ranks, norm=None)
 
 
-def check_gradients(norm: Tensor, evidence: Evidence, policy: nn.Module, folder: Path | None) -> None:
+def check_gradients(
+    norm: Tensor, evidence: Evidence, policy: nn.Module, folder: Path | None, ranks: Ranks | None = None
+) -> None:
     """Stop where the norm of the gradients is NaN or infinite; see :func:`check_finite`.
 
     Called after each micro-batch's ``backward``, the evidence names the micro-batch that broke them; called once
     before the update, with :meth:`Evidence.concatenate`, the batch.
 
     Args:
-        norm: Scalar, norm of all gradients before clipping; see :func:`clip_gradients`.
+        norm: Scalar, norm of all gradients before clipping, which would spread NaN over all of them, after which the
+            guilty ones could not be told.
         evidence: Of the rows whose gradients were added last.
         policy: Holds the gradients.
         folder: Of the stage.
+        ranks: See :func:`check_finite`.
 
     Raises:
         TrainingError: See :func:`check_finite`.
     """
     if not bool(torch.isfinite(norm)):
-        raise _stop(evidence, _not_finite(evidence), policy, folder, norm=norm)
-
-
-def clip_gradients(
-    parameters: Sequence[nn.Parameter], max_norm: float, evidence: Evidence, policy: nn.Module, folder: Path | None
-) -> Tensor:
-    """``clip_grad_norm_`` with :func:`check_gradients` in between: clipping spreads NaN over all gradients, after which
-    the guilty ones could not be told.
-
-    Args:
-        parameters: Those whose gradients are clipped.
-        max_norm: Gradients are scaled down to this norm.
-        evidence: See :func:`check_gradients`.
-        policy: See :func:`check_gradients`.
-        folder: See :func:`check_gradients`.
-
-    Returns:
-        The norm before clipping.
-
-    Raises:
-        TrainingError: See :func:`check_gradients`.
-    """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    check_gradients(norm, evidence, policy, folder)
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
+        raise _stop(evidence, _not_finite(evidence), policy, folder, ranks, norm=norm)
 
 
 def _row_axis(name: str) -> int:
@@ -136,7 +119,13 @@ def _not_finite(evidence: Evidence) -> dict[str, Tensor]:
 
 
 def _stop(
-    evidence: Evidence, flags: Mapping[str, Tensor], policy: nn.Module, folder: Path | None, *, norm: Tensor | None
+    evidence: Evidence,
+    flags: Mapping[str, Tensor],
+    policy: nn.Module,
+    folder: Path | None,
+    ranks: Ranks | None,
+    *,
+    norm: Tensor | None,
 ) -> TrainingError:
     """Write the evidence; the error that names it."""
     rowwise = [flag.reshape(len(flag), -1).any(dim=1).cpu() for flag in flags.values() if flag.ndim]
@@ -144,10 +133,8 @@ def _stop(
     if not bad.any():
         bad = torch.ones_like(bad)  # The loss or gradients alone: any row may have done it.
     counts = {name: int(flag.sum()) for name, flag in flags.items() if bool(flag.any())}
-    weights = [name for name, p in policy.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
-    gradients = [
-        name for name, p in policy.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-    ]
+    weights = [name for name, p in policy.named_parameters() if not _finite(p.detach())]
+    gradients = [name for name, p in policy.named_parameters() if p.grad is not None and not _finite(p.grad)]
     scenes: dict[str, list[int]] = {}
     for i in bad.nonzero().flatten().tolist():
         scenes.setdefault(evidence.scene_tokens[i], []).append(int(evidence.rows[i]))
@@ -165,15 +152,25 @@ def _stop(
     }
     kept = ""
     if folder is not None:
-        where = _write(folder / "offending" / f"step-{evidence.step + 1:06d}", evidence, report)
+        who = f"-rank-{ranks.index}" if ranks and ranks.count > 1 else ""
+        where = _write(folder / "offending" / f"step-{evidence.step + 1:06d}{who}", evidence, report)
         kept = f" Tensors and scenes are in {where}."
     what = [f"{name} ({count} of {flags[name].numel()} values)" for name, count in counts.items()]
     what += [] if norm is None else [f"the gradient norm ({float(norm)})"]
     what += [f"weights {_few(weights)}"] if weights else [f"gradients {_few(gradients)}"] if gradients else []
     return TrainingError(
-        f"Step {evidence.step + 1}: not finite: {', '.join(what)}; scenes {_few(list(scenes))}.{kept} "
+        f"Step {evidence.step + 1}{_at(ranks)}: not finite: {', '.join(what)}; scenes {_few(list(scenes))}.{kept} "
         f"{_advice(counts, weights)}"
     )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all of it is finite that this process holds: asking for the rest would take the others."""
+    return bool(torch.isfinite(piece(tensor)).all())
+
+
+def _at(ranks: Ranks | None) -> str:
+    return f" on rank {ranks.index} of {ranks.count} processes" if ranks and ranks.count > 1 else ""
 
 
 def _advice(counts: Mapping[str, int], weights: Sequence[str]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from rlhf_drive.errors import TrainingError
 
 __all__ = ["Ranks"]
 
@@ -28,12 +32,16 @@ class Ranks:
 
         Args:
             timeout_s: A call that waits for longer for the others ends with an error.
+
+        Raises:
+            TrainingError: In methods that wait for the others: they did not come.
         """
         launched = dist.is_available() and dist.is_initialized()
         self.index = dist.get_rank() if launched else 0
         """Number of this process, 0-based."""
         self.count = dist.get_world_size() if launched else 1
         """Processes."""
+        self.timeout_s = timeout_s
         self._group: Any = None
         if self.count > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -48,7 +56,8 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value, group=self._group)
+        with self._waiting():
+            dist.all_gather_object(found, value, group=self._group)
         return found
 
     def first(self, value: T) -> T:
@@ -56,9 +65,22 @@ class Ranks:
         if self.count == 1:
             return value
         box: list[Any] = [value if self.main else None]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        with self._waiting():
+            dist.broadcast_object_list(box, src=0, group=self._group)
         found: T = box[0]
         return found
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Says who waited for whom where the others do not come."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise TrainingError(
+                f"Rank {self.index} of {self.count} processes waited for the others, at most {self.timeout_s:g} s, and "
+                f"not all of them came ({error}). One has ended or hangs: its own message says why. If it is only "
+                "slow, raise parallel.timeout_s."
+            ) from error
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any process."""

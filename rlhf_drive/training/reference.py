@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_drive.errors import CheckpointError, ConfigError
 from rlhf_drive.policies import Policy
+from rlhf_drive.training.shards import whole
 
 __all__ = ["AdapterReference", "FrozenReference", "ReferencePolicy", "sync_due"]
 
@@ -64,7 +65,10 @@ class ReferencePolicy(Protocol):
 
 
 class FrozenReference:
-    """A copy of the policy as it is now, without gradients, in evaluation mode. Costs the policy's memory."""
+    """A copy of the policy as it is now, without gradients, in evaluation mode. Costs the policy's memory.
+
+    Each process has a whole one, also where the live policy's weights are divided: make it before they are.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = copy.deepcopy(policy).requires_grad_(False).eval()
@@ -77,13 +81,13 @@ class FrozenReference:
 
     @torch.no_grad()
     def sync(self, policy: Policy, alpha: float) -> None:
-        """``ref = alpha * policy + (1 - alpha) * ref`` for all parameters; buffers stay, as in TRL."""
+        """``ref = alpha * policy + (1 - alpha) * ref`` for all parameters; buffers stay, as in TRL. Collective."""
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"rl.ref_model_mixup_alpha = {alpha} must lie in 0 … 1.")
         live = dict(policy.named_parameters())
         for name, parameter in self._policy.named_parameters():
             # lerp, unlike a scaled sum, leaves a frozen weight as it is, to the bit.
-            parameter.lerp_(live[name].to(parameter), alpha)
+            parameter.lerp_(whole(live[name]).to(parameter), alpha)
         self._moved = True
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["cut_like", "piece", "whole", "whole_values"]
+__all__ = ["cut_like", "joined", "piece", "whole", "whole_values"]
 
 
 def piece(tensor: Tensor) -> Tensor:
@@ -30,6 +30,14 @@ def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def joined(own: Tensor, like: Tensor) -> Tensor:
+    """The whole of pieces that were cut as `like` is, on the CPU; `own` itself where `like` is whole. Collective."""
+    if not isinstance(like, DTensor):
+        return own
+    pieces = DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return pieces.full_tensor().cpu()
 
 
 def whole_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_drive.training.shards import piece
+
 __all__ = ["Snapshot"]
 
 
 class Snapshot:
     """Trainable weights, buffers and optimizer state at one moment, in memory on their own devices.
 
-    Costs as much memory as those. Random generators are left out: samples are keyed by step, and updates draw nothing.
+    Costs as much memory as those; each process keeps what it holds of them. Random generators are left out: samples
+    are keyed by step, and updates draw nothing.
     """
 
     def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         learned = [p for p in policy.parameters() if p.requires_grad]
-        self._values: list[tuple[Tensor, Tensor]] = [(t, t.detach().clone()) for t in [*learned, *policy.buffers()]]
+        kept = [*learned, *policy.buffers()]
+        self._values: list[tuple[Tensor, Tensor]] = [(t, piece(t.detach()).clone()) for t in kept]
         self._state = {p: _cloned(values) for p, values in optimizer.state.items()}
         self._groups = [
             {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
@@ -32,7 +36,7 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back, bit for bit, and drop gradients. May be called again."""
         for tensor, value in self._values:
-            tensor.copy_(value)
+            piece(tensor).copy_(value)
             tensor.grad = None
         # By hand: load_state_dict would cast the moments to the weights' dtype.
         self._optimizer.state.clear()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,10 @@ from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
 from rlhf_drive.training.ema import EmaWeights
 from rlhf_drive.training.engine import TrainingEngine
-from rlhf_drive.training.evidence import evidence_of
-from rlhf_drive.training.extra_losses import cloning_loss, router_loss
 from rlhf_drive.training.guards import LimitGuard
 from rlhf_drive.training.logp_source import LogpSource
-from rlhf_drive.training.not_finite import Evidence, check_finite, clip_gradients
+from rlhf_drive.training.micro_loss import MicroLoss
+from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients
 from rlhf_drive.training.reference import ReferencePolicy, sync_due
 from rlhf_drive.training.routing import routing_metrics
 from rlhf_drive.training.schedule import learning_rate_scale
@@ -96,7 +95,7 @@ class RlTrainer:
         self.objective_settings, self.settings = objective_settings, settings
         self.reference, self.folder = reference, folder
         self.reward_weights = dict(reward_weights or {})
-        self.source = LogpSource(likelihood, features, settings.max_tokens_per_forward)
+        self.source = LogpSource(likelihood, features, settings.max_tokens_per_forward, even=engine.divided)
         self.parameters = engine.parameters
         self.ema = EmaWeights(self.policy, settings.ema_decay) if settings.ema_decay > 0 else None
         self.guard = LimitGuard(settings.limits, self.policy, self.optimizer)
@@ -163,13 +162,14 @@ class RlTrainer:
             step=step,
             micro_batch_scenes=settings.micro_batch_scenes,
             wanted_steps=settings.likelihood_steps,
-            sampler_logp=settings.router != "record",
+            sampler_logp=settings.router != "record" and not settings.recompute_old,
+            tell_behaviour=settings.recompute_old,
         )
         rewards, started = torch.from_numpy(scores.total).float(), time.perf_counter()
         if kl.beta > 0 and kl.kl_in == "reward":
-            batch.ref_logp = self._reference_logp(batch)
+            batch.ref_logp = self._reference_logp(batch, everywhere=True)
             # Not kept in the batch: the first pass, which may also note the routing, gives the ratios' denominators.
-            old = self._all_logp(self.policy, batch) if batch.old_logp is None else batch.old_logp
+            old = self._all_logp(self.policy, batch, everywhere=True) if batch.old_logp is None else batch.old_logp
             rewards = rewards - reward_penalty(old, batch.ref_logp, batch.mask, kl, batch.step_weight()).cpu()
         inputs = AdvantageInputs(rewards, batch.valid, rollout.num_generations, *self._reward_terms(scores))
         found = self.advantages(inputs)
@@ -191,7 +191,7 @@ class RlTrainer:
         columns = [torch.from_numpy(scores.component(name)).float() for name in self.reward_weights]
         return torch.stack(columns, dim=1), torch.tensor(list(self.reward_weights.values()))
 
-    def _reference_logp(self, batch: UpdateBatch) -> Tensor:
+    def _reference_logp(self, batch: UpdateBatch, *, everywhere: bool = False) -> Tensor:
         if self.reference is None:
             raise TrainingError(
                 f"rl.beta = {self.objective_settings.beta} measures the distance to a reference policy, and the "
@@ -199,83 +199,92 @@ class RlTrainer:
             )
         with self.reference.using() as reference:
             # With its own routing: led through the policy's experts it would be another reference at every step.
-            return self._all_logp(reference, batch, replay=False)
+            return self._all_logp(reference, batch, replay=False, everywhere=everywhere)
 
     @torch.no_grad()
-    def _all_logp(self, policy: Policy, batch: UpdateBatch, *, replay: bool = True) -> Tensor:
-        """``[N, T]`` log-probabilities of the kept groups; 0 for the others."""
-        result = torch.zeros(batch.mask.shape, device=batch.mask.device)
-        for part in batch.micro_batches(replay=replay):
-            found, _ = self.source.logp(policy, batch, part)
+    def _all_logp(self, policy: Policy, batch: UpdateBatch, *, replay: bool = True, everywhere: bool = False) -> Tensor:
+        """``[N, T]`` log-probabilities of the kept groups; 0 for the others.
+
+        Of several processes each finds those of its own micro-batches; with `everywhere` all get all.
+        """
+        result, mine = torch.zeros(batch.mask.shape, device=batch.mask.device), []
+        for turn in self.engine.turns(batch.micro_batches(replay=replay)):
+            part, ask = turn.part, functools.partial(self.source.logp, batch=batch, part=turn.part)
+            found, _ = self.engine.forward(ask) if policy is self.policy else ask(policy)
             result[part.rows] = found.logp.float()
+            if turn.counts:
+                mine.append((part.rows, result[part.rows].cpu()))
+        if everywhere and self.engine.ranks.count > 1:
+            for rows, logp in self.engine.collect(mine):
+                result[rows] = logp.to(result)
         return result
 
     def _iteration(self, batch: UpdateBatch, so_far: Mapping[str, float], *, first: bool) -> dict[str, float]:
         """Accumulate the gradient of the whole batch, micro-batch by micro-batch; the batch's metrics."""
-        settings, found_metrics, self.seen = self.settings, [], []
+        settings, mine, self.seen = self.settings, [], []
+        loss_of = MicroLoss(
+            self.source, self.objective, settings, self.objective_settings.entropy_coef, batch, so_far, first
+        )
         routing: RouterRecord | None = None
-        for part in batch.micro_batches():
-            started = time.perf_counter()
-            record = RouterRecord() if routing is None or self._has_router_loss else None
-            found, context = self.source.logp(
-                self.policy,
-                batch,
-                part,
-                record=record,
-                keep_experts=first and settings.router == "record",
-                entropy=first or self.objective_settings.entropy_coef > 0,
-            )
-            self.likelihood_s += time.perf_counter() - started
-            if found.entropy is not None and self.objective_settings.entropy_coef == 0:
-                found = replace(found, entropy=found.entropy.detach())  # a statistic keeps nothing for the backward
-            if first:
-                batch.keep(part.rows, found)
-            inputs = batch.loss_inputs(part, found)
-            outputs = self.objective(inputs, batch.denominators)
-            loss = outputs.loss
-            if settings.bc_coef > 0:
-                order = batch.rollout.trace.order
-                cloning = cloning_loss(
-                    self.policy, context, part.scenes, order, seed=settings.seed, step=batch.step
-                ) / len(batch.kept)
-                loss = loss + settings.bc_coef * cloning
-                outputs = replace(outputs, metrics={**outputs.metrics, "loss/cloning": cloning.detach()})
-            if record and self._has_router_loss:
-                share = len(part.scenes) / len(batch.kept)
-                loss = loss + share * router_loss(record, settings.load_balance_coef, settings.router_z_coef)
-            evidence = evidence_of(batch, part, inputs, loss, so_far)
-            check_finite(evidence, self.policy, self.folder)
+        problem: TrainingError | None = None
+        for turn in self.engine.turns(batch.micro_batches()):
+            record = RouterRecord() if routing is None or settings.has_router_loss else None
+            loss, seen = self.engine.forward(functools.partial(loss_of, part=turn.part, record=record))
+            self.likelihood_s += seen.likelihood_s
+            problem = problem or self._problem(seen.evidence)
             self.engine.backward(loss)
-            difference = torch.where(inputs.mask, inputs.logp.detach() - inputs.old_logp, 0.0).abs().max()
-            found_metrics.append({**outputs.metrics, "loss/total": loss.detach(), "logprob_mismatch/max": difference})
+            if turn.counts:
+                mine.append(seen.metrics)
             routing = routing or record
-            self.seen.append(evidence)
-        merged = merge_metrics(found_metrics)
-        if routing:
+            self.seen.append(seen.evidence)
+        metrics = {}
+        if routing and self.engine.ranks.main:
             self.first_routing = self.first_routing or routing
-            merged |= routing_metrics(routing, self.first_routing)
-        return merged
+            metrics = routing_metrics(routing, self.first_routing)
+        return self._merged(mine, problem) | self.engine.ranks.first(metrics)
 
-    @property
-    def _has_router_loss(self) -> bool:
-        return self.settings.load_balance_coef > 0 or self.settings.router_z_coef > 0
+    def _problem(self, evidence: Evidence) -> TrainingError | None:
+        """What is not finite. One process stops there; one of several first sees its backward passes through, so that
+        the others do not wait for it."""
+        try:
+            check_finite(evidence, self.policy, self.folder, self.engine.ranks)
+        except TrainingError as error:
+            if self.engine.ranks.count == 1:
+                raise
+            return error
+        return None
+
+    def _merged(self, mine: Sequence[Mapping[str, Tensor]], problem: TrainingError | None = None) -> dict[str, float]:
+        """The batch's metrics from this process's micro-batches, and those of the others.
+
+        Raises:
+            TrainingError: A process has a problem; on all of them.
+        """
+        if self.engine.ranks.count == 1:
+            return merge_metrics(mine)
+        problems = [found for found in self.engine.ranks.gather(problem) if found is not None]
+        if problems:
+            raise problem or problems[0]
+        return merge_metrics(self.engine.collect([{n: value.cpu() for n, value in part.items()} for part in mine]))
 
     def _update(self) -> float:
         """One optimizer step on the accumulated gradient; its norm."""
         evidence = Evidence.concatenate(self.seen)
-        norm = clip_gradients(self.parameters, self.settings.max_grad_norm, evidence, self.policy, self.folder)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        check = functools.partial(
+            check_gradients, evidence=evidence, policy=self.policy, folder=self.folder, ranks=self.engine.ranks
+        )
+        return float(self.engine.step(self.settings.max_grad_norm, check))
 
     @torch.no_grad()
     def _look_back(self, batch: UpdateBatch) -> dict[str, float]:
         """Ratio and divergence after the last update: one more forward pass over the batch."""
-        entropy, found = self.objective_settings.entropy_coef > 0, []
-        for part in batch.micro_batches():
-            inputs = batch.loss_inputs(part, self.source.logp(self.policy, batch, part, entropy=entropy)[0])
-            found.append(self.objective(inputs, batch.denominators).metrics)
-        return merge_metrics(found)
+        entropy, mine = self.objective_settings.entropy_coef > 0, []
+        for turn in self.engine.turns(batch.micro_batches()):
+            ask = functools.partial(self.source.logp, batch=batch, part=turn.part, entropy=entropy)
+            inputs = batch.loss_inputs(turn.part, self.engine.forward(ask)[0])
+            if turn.counts:
+                mine.append(self.objective(inputs, batch.denominators).metrics)
+        return self._merged(mine)
 
     def _follow(self, step: int) -> None:
         """Averages and reference after a step's updates."""
@@ -290,7 +299,8 @@ class RlTrainer:
             self.reference.sync(self.policy, settings.ref_model_mixup_alpha)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides weights and optimizer: tensors by name, and plain data under `guard`."""
+        """What a checkpoint keeps besides weights and optimizer: tensors by name, and plain data under `guard`. All
+        processes must call it, and get the same."""
         tensors = {f"ema.{name}": value for name, value in (self.ema.state_dict() if self.ema else {}).items()}
         if self.reference:
             tensors |= {f"reference.{name}": value for name, value in self.reference.state_dict().items()}

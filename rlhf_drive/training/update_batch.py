@@ -65,7 +65,9 @@ class UpdateBatch:
     denominators: Denominators
     """Counts over the groups in `kept`."""
     ref_logp: Tensor | None = None
-    """``[N, T]`` log-probabilities of the reference, where it is needed."""
+    """``[N, T]`` log-probabilities of the reference, where it is needed; 0 in rows of other processes."""
+    behaviour_logp: Tensor | None = None
+    """``[N, T]`` log-probabilities of the sampler, where `old_logp` are not those and the objective is to know."""
     experts: Tensor | None = None
     """``[K or P, N, layers, A]`` routing of the trainer's first pass, to be replayed in later iterations."""
     _old_is_ours: bool = False
@@ -136,6 +138,7 @@ class UpdateBatch:
             step_of=self._step_of(),
             entropy=found.entropy,
             weight=weight,
+            behaviour_logp=None if self.behaviour_logp is None else self.behaviour_logp[rows],
         )
 
     def step_weight(self, rows: Tensor | None = None) -> Tensor | None:

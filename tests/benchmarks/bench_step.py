@@ -45,6 +45,7 @@ from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training import logp_source
 from rlhf_drive.training.build import build_accelerator, build_policy, build_trainer, sampling_of, visiting_of
 from rlhf_drive.training.checkpoint import CheckpointStore
+from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.journal import RunJournal
 from rlhf_drive.training.live import RL_COLUMNS, LiveTable
 from rlhf_drive.training.metrics import MetricsWriter
@@ -159,7 +160,7 @@ def watch_step(clock: Clock, trainer: RlTrainer) -> Iterator[None]:
         (trainer.engine.accelerator, "backward", "objective backward"),
         (trainer_module, "check_finite", "checks"),
         (Evidence, "concatenate", "checks"),
-        (trainer_module, "clip_gradients", "gradient norm"),
+        (TrainingEngine, "step", "gradient norm"),
         (trainer.optimizer, "step", "optimizer"),
         (trainer.optimizer, "zero_grad", "optimizer"),
         (trainer_module, "merge_metrics", "metrics"),

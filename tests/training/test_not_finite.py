@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_drive.errors import TrainingError
-from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients, clip_gradients
+from rlhf_drive.training.not_finite import Evidence, check_finite, check_gradients
+from rlhf_drive.training.ranks import Ranks
 
 NAN, INF = torch.nan, torch.inf
 SCENES = ["a", "a", "b", "b", "c", "c"]
@@ -147,20 +148,12 @@ def test_gradients_are_named_by_parameter(policy: nn.Module, tmp_path: Path, nor
     assert read(tmp_path)[1]["gradient_norm"] == str(norm)
 
 
-def test_clipping_is_torchs_and_does_not_hide_the_guilty(policy: nn.Module, tmp_path: Path) -> None:
-    ours, theirs = list(policy.parameters()), [nn.Parameter(p.detach().clone()) for p in policy.parameters()]
-    for max_norm in (1e9, 0.3, 0.3):
-        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(i))
-            b.grad = a.grad.clone()
-        norm = clip_gradients(ours, max_norm, evidence(), policy, tmp_path)
-        assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm))
-        assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
-    assert ours[3].grad is not None
-    ours[3].grad.fill_(NAN)
-    with pytest.raises(TrainingError, match=r"gradients 1\.bias; scenes"):
-        clip_gradients(ours, 0.3, evidence(), policy, tmp_path)
-    assert read(tmp_path)[1]["gradients_not_finite"] == ["1.bias"]
+def test_a_process_says_which_it_is_and_writes_beside_the_others(policy: nn.Module, tmp_path: Path) -> None:
+    ranks = Ranks()
+    ranks.index, ranks.count = 1, 2
+    with pytest.raises(TrainingError, match=r"^Step 12 on rank 1 of 2 processes: not finite: loss"):
+        check_finite(evidence(loss=NAN), policy, tmp_path, ranks)
+    assert [path.name for path in (tmp_path / "offending").iterdir()] == ["step-000012-rank-1"]
 
 
 @pytest.mark.parametrize(
