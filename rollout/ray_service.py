@@ -67,7 +67,7 @@ class RayRolloutService:
         timeout_s: float = 600.0,
         address: str | None = None,
         placement: Literal["spread", "pack"] = "spread",
-        start_s: float = 120.0,
+        start_s: float = 300.0,
         max_retries: int = 2,
         chunk_mb: int = 64,
         max_rows: int = 2048,
