@@ -145,6 +145,6 @@ def _files(run: Run) -> list[str]:
     for stage, kind, ending in (("*", "pictures", "png"), ("*", "profiles", "txt")):
         paths = sorted(run.path.glob(f"{stage}/{kind}/*.{ending}"), key=lambda path: path.stat().st_mtime)
         if paths:
-            found.append(f"{len(paths)} {kind}, the latest {paths[-1].relative_to(run.path)}")
+            found.append(f"{kind}: {len(paths)}, the latest {paths[-1].relative_to(run.path)}")
     found += [name for name in ("report.html", "summary.json") if (run.path / name).is_file()]
     return [f"Files ({size_of(run.path)})", *(f"  {shortened(line, WIDTH - 2)}" for line in found)]

@@ -70,7 +70,7 @@ def test_the_summary_says_stages_metrics_warnings_and_files(make_run: MakeRun, l
     assert ["nc", "1", "1", "1"] in rows
     assert "Warnings: 5, the latest 3" in text
     assert ["rl-seed0", "step", "4:", "sign", "4"] in rows
-    assert "  1 pictures, the latest rl-seed0/pictures/step-000002.png" in text
+    assert "  pictures: 1, the latest rl-seed0/pictures/step-000002.png" in text
 
 
 def test_the_metrics_of_another_phase_can_be_asked_for(make_run: MakeRun, line: Line) -> None:

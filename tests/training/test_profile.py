@@ -19,14 +19,14 @@ from rlhf_drive.training.profile import part, profiled
 def _step() -> torch.Tensor:
     weight = torch.ones(64, 64, requires_grad=True)
     with part("sampling"):
-        time.sleep(0.03)
+        time.sleep(0.01)
     for _ in range(2):
         with part("update"):
             with part("likelihood"):
                 loss = (weight @ weight).sum()
             with part("backward"):
                 loss.backward()
-                time.sleep(0.02)
+                time.sleep(0.05)
     return weight.grad if weight.grad is not None else weight
 
 
@@ -47,13 +47,15 @@ def test_a_wanted_step_leaves_a_trace_and_a_table_of_its_parts(tmp_path: Path) -
     }
     whole = float(re.search(r"step 5: ([\d.]+) s", text)[1])  # type: ignore[index]
     assert [found[name][0] for name in ("sampling", "update", "likelihood", "backward")] == ["1", "2", "2", "2"]
-    assert 0.03 <= found["sampling"][1] < 0.2
-    assert found["update"][1] == pytest.approx(found["likelihood"][1] + found["backward"][1], abs=0.01)
+    assert 0.01 <= found["sampling"][1] < whole - 0.1  # two sleeps of 0.05 s are elsewhere
+    assert 0.1 <= found["backward"][1] <= found["backward"][1] + found["likelihood"][1] <= found["update"][1] + 1e-3
     # Top-level parts and the rest are the whole step: nothing is counted twice.
     parts = found["sampling"][1] + found["update"][1] + found["(everything else)"][1]
     assert parts == pytest.approx(whole, abs=2e-3)
     assert re.search(r"(?m)^aten::mm +\d", text)
-    assert text.index("sampling") > text.index("update")  # the most expensive first
+    assert found["update"][1] < found["sampling"][1] or text.index("sampling") > text.index(
+        "update"
+    )  # the most expensive first
 
 
 def test_a_step_that_is_not_wanted_leaves_nothing(tmp_path: Path) -> None:
@@ -93,11 +95,11 @@ def test_parts_of_other_threads_do_not_count_in_the_step(tmp_path: Path) -> None
 
 
 def test_a_part_without_a_profile_is_nearly_free() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(20_000):
         with part("sampling"):
             pass
-    assert time.perf_counter() - started < 0.2  # 10 us each; about 0.2 us are usual
+    assert time.process_time() - started < 0.2  # 10 us each; about 0.2 us are usual
 
 
 def test_a_profile_that_cannot_be_written_says_so(tmp_path: Path) -> None:
