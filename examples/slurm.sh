@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train a recipe on several nodes of a Slurm cluster: torchrun on every node, a process on every GPU.
 #
-#   sbatch examples/slurm.sh real_scenes sft.micro_batch_scenes=8
+#   sbatch examples/slurm.sh real_scenes scenes.path=/data/recordings sft.micro_batch_scenes=4
 #
 # Five minutes before its time is up the job writes a checkpoint and goes back into the queue; there it goes on where it
 # stopped, as it does after a node was lost. Submit it from a folder on storage that all nodes share.

@@ -1,10 +1,12 @@
 #!/bin/bash
 # Train on the first node of a Slurm job, and sample and score on the other ones, by workers of Ray.
 #
-#   sbatch examples/slurm_ray.sh real_scenes rl.micro_batch_scenes=4
+#   sbatch examples/slurm_ray.sh real_scenes scenes.path=/data/recordings sft.micro_batch_scenes=4 \
+#       rollout.scenes_per_step=128 rollout.scenes_per_chunk=4
 #
-# The job writes a checkpoint before its time is up, goes back into the queue and goes on there, as slurm.sh does. Submit
-# it from a folder on storage that all nodes share.
+# A worker samples a chunk at a time: there must be as many chunks in a step as workers, 16 here. The job writes a
+# checkpoint before its time is up, goes back into the queue and goes on there, as slurm.sh does. Submit it from a folder
+# on storage that all nodes share.
 #
 #SBATCH --job-name=rlhf-drive-ray
 #SBATCH --nodes=3
