@@ -6,7 +6,7 @@
 A few scenes are generated and written; their record batches are repeated under new tokens and clusters until the store
 is as large as asked for, about 53 kB a scene, and everything is removed at the end. The smaller store is made of the
 first files of the larger one. Each measurement is a process of its own: it opens the store, then takes random scenes,
-32 a step, and makes their network inputs, with a cache of 64 MiB, small enough to be full before the end. `memory` is
+32 a step, and makes their network inputs, with a cache of 16 MiB, small enough to be full before the end. `memory` is
 the growth of anonymous memory, which no file backs, from before opening; pages of mapped files are the kernel's to drop
 and do not count. `cold` is measured after asking the kernel to drop the files' pages.
 """
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 BATCH, SHARD = 32, 512
-FEATURE_BYTES = 64 * 2**20
+FEATURE_BYTES = 16 * 2**20
 READS = 1000
 KB, MB, GB = 2**10, 2**20, 2**30
 
