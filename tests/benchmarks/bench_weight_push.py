@@ -120,7 +120,15 @@ def pickled(policy: Policy, workers: int, repeats: int) -> tuple[float, float]:
     return statistics.median(puts), statistics.median(loads)
 
 
-def measure(mb: int, workers: int, repeats: int) -> None:
+def measured_step(step: Step) -> str:
+    """Median parts of two steps after a first one."""
+    step()
+    sampling, update, push = (statistics.median(part) for part in zip(*(step() for _ in range(2)), strict=True))
+    share = 100 * push / (sampling + update + push)
+    return f"sampling {sampling:.2f} s, update {update:.2f} s, push {push:.3f} s = {share:.1f} %"
+
+
+def measure(mb: int, workers: int, repeats: int, with_step: bool) -> None:
     policy, scenes = policy_of(mb), list(generate_scenes(SCENES, seed=3))
     size = nbytes(policy) / 1e6
     with RayRolloutService(policy, seed=0, workers=workers, cpus_per_worker=1.0, address="local") as service:
@@ -143,15 +151,12 @@ def measure(mb: int, workers: int, repeats: int) -> None:
                 puts.append(one)
                 loads.append(two)
         sent[0] = None
-        step = Step(service, policy, scenes)
-        step()
-        sampling, update, push = (statistics.median(part) for part in zip(*(step() for _ in range(2)), strict=True))
+        share = measured_step(Step(service, policy, scenes)) if with_step else "not measured"
         old_put, old_load = pickled(policy, workers, repeats)
     ours, theirs = statistics.median(puts), statistics.median(loads)
     print(
         f"{size:6.0f} MB, {workers} workers: put {ours:.3f} s ({min(puts):.3f} … {max(puts):.3f}), load {theirs:.3f} s "
-        f"({min(loads):.3f} … {max(loads):.3f}); step: sampling {sampling:.2f} s, update {update:.2f} s, push "
-        f"{push:.3f} s = {100 * push / (sampling + update + push):.1f} %; pickled tensors: put {old_put:.3f} s "
+        f"({min(loads):.3f} … {max(loads):.3f}); step: {share}; pickled tensors: put {old_put:.3f} s "
         f"({old_put / ours:.1f} times), load {old_load:.3f} s ({old_load / theirs:.1f} times)",
         flush=True,
     )
@@ -162,11 +167,12 @@ def main() -> None:
     parser.add_argument("--mb", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-step", action="store_true", help="measure pushes alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for mb in options.mb:
         for workers in options.workers:
-            measure(mb, workers, options.repeats)
+            measure(mb, workers, options.repeats, not options.no_step)
 
 
 if __name__ == "__main__":
