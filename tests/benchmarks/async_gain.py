@@ -113,6 +113,9 @@ def print_times(runs: dict[str, Path], args: argparse.Namespace) -> Iterator[str
         )
         if len(lines) != args.steps * len(args.seeds):
             yield f"{arm}: {len(lines)} steps, not {args.steps} with each of {len(args.seeds)} seeds"
+        stale = sum(line.get("async/staleness_mean", 0.0) for line in lines)
+        if arm == "asynchronous" and stale and not any("correction/mean" in line for line in lines):
+            yield f"{arm}: rollouts are older than the update, and nothing weighs them"
         invalid = max(line["reward/invalid_frac"] for line in lines)
         if invalid > 0:
             yield f"{arm}: up to {invalid:.1%} of a step's rollouts have no score"

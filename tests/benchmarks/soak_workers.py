@@ -46,7 +46,7 @@ KINDS = {"rollout": "RolloutWorker", "reward": "RewardWorker"}
 
 @dataclass
 class Killer:
-    """Ends a random worker of a random kind now and then, from the first step on."""
+    """Ends a random worker now and then, from the first step on; one of the kind that has met it less often."""
 
     watched: WatchedRun
     """The run."""
@@ -68,7 +68,7 @@ class Killer:
         while not rl_lines(self.run) and not self.stop.wait(0.2):
             continue
         while not self.stop.wait(self.rng.uniform(0.5, 1.5) * self.every_s):
-            kind = self.rng.choice(list(KINDS))
+            kind = min(KINDS, key=lambda name: (self.kills[name], self.rng.random()))
             victims = self.watched.workers(KINDS[kind])
             if not victims:
                 self.missed += 1
