@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlhf_drive.scenes import Scene
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training import sft, sft_step
 from rlhf_drive.training.build import build_accelerator, build_policy, sft_settings
+from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.sft import SftResult, SftSettings, heldout_loss, train_sft
 
 FEATURES = FeatureCache()
@@ -235,3 +237,57 @@ def test_scenes_without_a_human_drive_are_refused(tiny_store: SceneStore, tiny_r
     bare = replace(other.with_reference(human_poses=np.zeros((0, 3))), token="bare")
     with pytest.raises(DataError, match=r"1 of 2 scenes do not hold what the human drove, .* the first is 'bare'"):
         heldout_loss(policy, [good, bare], FeatureCache(), "random")
+
+
+def test_a_step_in_micro_batches_weighs_them_by_their_scenes(bench: Bench) -> None:
+    settings = replace(bench.settings, batch_size=12, micro_batch_scenes=5, load_balance_coef=0.1, router_z_coef=0.01)
+    engine = TrainingEngine(bench.policy, learning_rate=0.0, weight_decay=0.0, accelerator=build_accelerator("cpu"))
+    # 5, 5 and 2 of 12 scenes, each part with masks of its own.
+    total, losses = torch.zeros(()), []
+    for number, part in enumerate((bench.train[:5], bench.train[5:10], bench.train[10:12])):
+        loss, found = sft_step._loss(part, settings, FEATURES, sft_step._key(settings.seed, 3, number), bench.policy)
+        total = total + loss * len(part) / 12
+        losses.append(found["loss/train"])
+    gradients = torch.autograd.grad(total, engine.parameters, allow_unused=True)
+    norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+    metrics = sft_step.sft_step(engine, bench.train, settings, 3, FEATURES)
+    assert metrics["loss/train"] == pytest.approx((5 * losses[0] + 5 * losses[1] + 2 * losses[2]) / 12, rel=1e-6)
+    assert float(metrics["optim/grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+    assert len({sft_step._key(0, step, number) for step in range(50) for number in range(20)}) == 1000
+
+
+def test_only_the_scenes_of_a_step_are_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft_step, "HELDOUT_SCENES", 4)
+    most = 0
+    made: list[weakref.ref[Scene]] = []
+
+    class Lazy(Sequence[Scene]):
+        """Scenes that are made when asked for, each anew."""
+
+        def __len__(self) -> int:
+            return len(bench.train)
+
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal most
+            assert isinstance(index, int)  # nobody takes a slice, which a store would have to read at once
+            scene = copy.copy(bench.train[index])
+            made.append(weakref.ref(scene))
+            most = max(most, sum(reference() is not None for reference in made))
+            return scene
+
+    again = replace(bench, train=Lazy())  # type: ignore[arg-type]
+    again.run(max_epochs=2, batch_size=3)
+    assert len(made) > 60
+    assert most <= 8  # 4 of a held-out part or 3 of a step, and those before them
+
+
+def test_scenes_without_a_human_drive_are_found_before_training(bench: Bench) -> None:
+    bare = replace(bench.train[7].with_reference(human_poses=np.zeros((0, 3))), token="bare")
+    scenes = [*bench.train[:7], bare, *bench.train[8:], bare]
+    notes = Notes()
+    with pytest.raises(DataError, match=r"2 of 13 scenes do not hold what the human drove, .* the first is 'bare'"):
+        train_sft(
+            bench.policy, scenes, bench.train, bench.settings, bench.folder, accelerator=build_accelerator("cpu"),
+            features=FEATURES, journal=notes,
+        )  # fmt: skip
+    assert notes.lines == []
