@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from rlhf_drive.config_schema import LoggingSection, RaySection, Recipe, RlSection, RolloutSection
+from rlhf_drive.objective_rules import correction_refusal
 
 __all__ = ["BEHAVIOUR", "find_scale_conflicts"]
 
@@ -53,6 +54,9 @@ def _stale(rollout: RolloutSection, rl: RlSection) -> Iterator[str]:
             f"rollout.max_staleness: what older weights have sampled is weighed by their log-probabilities, which are "
             f"those of likelihood {BEHAVIOUR!r}; with {rl.likelihood!r} there are none. Use {BEHAVIOUR}, or set it to 0"
         )
+
+    elif rl.importance_sampling_cap and (reason := correction_refusal(rl.loss_type)):
+        yield f"rl.importance_sampling_cap: with rollout.max_staleness {rollout.max_staleness}: {reason.rstrip('.')}"
 
 
 def _cluster(recipe: Recipe, ray: RaySection) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_every_command_and_recipe_that_the_readme_names_exists() -> None:
     from rlhf_drive.config import shipped_recipes
 
     commands = set(re.findall(r"^(?:\.venv/bin/)?rlhf-drive ([a-z]+)", README, re.MULTILINE))
-    assert commands == {"compare", "recipes", "scenes", "score", "train", "validate"}
+    assert commands == {"compare", "estimate", "recipes", "runs", "scenes", "score", "train", "validate"}
     recipes = set(re.findall(r"rlhf-drive train ([a-z_]+)(?=\s|`)", README))
-    assert recipes == {"quickstart", "real_scenes", "real_scenes_flow", "rl", "sft"}
+    assert recipes == {"quickstart", "real_scenes", "real_scenes_async", "real_scenes_flow", "rl", "sft"}
     assert recipes <= set(shipped_recipes())

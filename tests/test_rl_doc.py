@@ -76,7 +76,7 @@ REFUSED = [
 
 
 def test_the_table_of_refusals_was_read() -> None:
-    assert len(REFUSED) == 37
+    assert len(REFUSED) == 40
 
 
 @pytest.mark.parametrize(("process", "overrides"), REFUSED)
@@ -85,7 +85,11 @@ def test_what_is_said_to_be_refused_is_refused(process: str, overrides: tuple[st
     load_recipe("quickstart", base)
     with pytest.raises(ConfigError) as caught:
         load_recipe("quickstart", [*base, *overrides])
-    keys = {item.partition("=")[0] for item in overrides} | {"rl.num_iterations", "rl.epsilon_high"}
+    keys = {item.partition("=")[0] for item in overrides} | {
+        "rl.num_iterations",
+        "rl.epsilon_high",
+        "rl.importance_sampling_cap",
+    }
     assert any(f"  {key}: " in str(caught.value) for key in keys), str(caught.value)
 
 
