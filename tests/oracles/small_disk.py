@@ -49,7 +49,7 @@ def mounted_disk(path: Path, megabytes: int) -> Iterator[SmallDisk]:
     try:
         yield SmallDisk(path)
     finally:
-        subprocess.run(["umount", path], check=True)
+        subprocess.run(["umount", "--lazy", path], check=True)  # a test that failed may have a file open
 
 
 WRITERS: tuple[tuple[Any, str], ...] = (

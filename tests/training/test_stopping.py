@@ -144,17 +144,17 @@ def test_a_process_in_a_busy_step_finishes_it_and_is_killed_by_the_third(tmp_pat
         import sys, time
         from rlhf_drive.training import stopping
         stopping.SAME_S = 0.0
-        try:
-            with stopping.StopSignals() as signals:
+        with stopping.StopSignals() as signals:
+            try:
                 for step in range(1000):
                     for _ in range(50):
                         time.sleep(0.01)
                     print("done", step, flush=True)
                     if signals.requested and sys.argv[1] == "gentle":
                         sys.exit(7)
-        finally:
-            print("closing", flush=True)
-            time.sleep(0.0 if sys.argv[1] == "gentle" else 60.0)
+            finally:
+                print("closing", flush=True)
+                time.sleep(0.0 if sys.argv[1] == "gentle" else 60.0)
         """)
     )
 
