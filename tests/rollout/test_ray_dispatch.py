@@ -232,6 +232,17 @@ def test_slow_worker_is_replaced_and_its_late_answer_not_used(start: Start) -> N
     assert (bench.made[0].killed, bench.stats.restarts, bench.stats.retries, bench.stats.rollouts) == (True, 1, 1, 6)
 
 
+def test_late_answer_is_not_taken_for_that_of_the_worker_in_its_place(start: Start) -> None:
+    late, right = Future[Any](), Future[Any]()
+    bench = start(lambda n: StandIn(n, lambda w, s, c: (late, right)[n]), workers=1, timeout_s=2.0)
+    future = bench.add(7)
+    until(lambda: len(bench.made) == 2 and bench.made[1].steps == [7])
+    late.set_result(sampled(call(9), weights(1)))
+    until(lambda: bench.dispatcher._pool.counts["late"] == 1)
+    right.set_result(sampled(call(7), weights(1)))
+    assert future.result(WAIT_S) == (7, 1)
+
+
 def test_another_worker_takes_over_from_one_that_is_slow(start: Start) -> None:
     bench = start(first_only(lambda worker, sent, call: Future()), workers=2, timeout_s=0.3)
     futures = [bench.add(step) for step in range(8)]
