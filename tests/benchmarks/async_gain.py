@@ -54,14 +54,14 @@ def train(arm: str, folder: Path, args: argparse.Namespace) -> Path:
 
 def heldout_scores(policies: dict[str, Path], args: argparse.Namespace) -> tuple[Scores, list[str]]:
     """Headline of each policy on each held-out scene, in points of 100, and the scenes' clusters."""
-    scenes = SceneStore(args.store).split("heldout")
+    scenes = SceneStore.open(args.store).split("heldout")
     features = FeatureCache()
     decoding = Decoding(args.decode_steps, args.order, args.temperature, 0)
     planners = [
         PolicyPlanner(name, load_policy(folder), decoding, args.samples, 0, features)
         for name, folder in policies.items()
     ]
-    with LocalRewardService(metric_config(HEADLINE).build()) as service:
+    with LocalRewardService(metric_config(HEADLINE).build(), workers=1) as service:
         evaluation = evaluate(planners, scenes, service)
     scores = {name: 100.0 * evaluation.column(name, HEADLINE) for name in evaluation.planners}
     return scores, list(evaluation.clusters)
@@ -96,19 +96,20 @@ def interval(difference: Difference) -> str:
 
 
 def print_times(runs: dict[str, Path], args: argparse.Namespace) -> Iterator[str]:
-    """Wall time, rollouts and idle shares of each arm; whether the arms saw equally many rollouts."""
+    """Time and idle shares of each arm without first steps, which compile; whether both saw equally many rollouts."""
     heads = f"{'steps':>7s}{'wall s':>9s}{'s/step':>9s}{'trainer idle':>14s}{'sampler idle':>14s}{'staleness':>11s}"
     print(f"\n{'':13s}{heads}")
     for arm, run in runs.items():
         lines: list[dict[str, Any]] = [line for line in read_metrics(run) if line["phase"].startswith("rl")]
-        wall = sum(line["time/step_s"] for line in lines)
+        timed = [line for line in lines if line["step"] > 1] or lines
+        wall = sum(line["time/step_s"] for line in timed)
         # Taking turns, the trainer waits for samples and scores, and samplers for everything else.
-        waiting = sum(line["time/rollout_s"] + line["time/reward_s"] for line in lines) / wall
-        sampling = sum(line["time/rollout_s"] for line in lines) / wall
+        waiting = sum(line["time/rollout_s"] + line["time/reward_s"] for line in timed) / wall
+        sampling = sum(line["time/rollout_s"] for line in timed) / wall
         turns = {IDLE[0]: waiting, IDLE[1]: 1 - sampling, "async/staleness_mean": 0.0}
-        shares = [float(np.mean([line.get(name, usual) for line in lines])) for name, usual in turns.items()]
+        shares = [float(np.mean([line.get(name, usual) for line in timed])) for name, usual in turns.items()]
         print(
-            f"{arm:13s}{len(lines):7d}{wall:9.1f}{wall / len(lines):9.2f}{shares[0]:14.1%}{shares[1]:14.1%}"
+            f"{arm:13s}{len(lines):7d}{wall:9.1f}{wall / len(timed):9.2f}{shares[0]:14.1%}{shares[1]:14.1%}"
             f"{shares[2]:11.2f}"
         )
         if len(lines) != args.steps * len(args.seeds):
