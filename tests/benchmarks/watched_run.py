@@ -136,9 +136,11 @@ class WatchedRun:
         """End what is left, and drop the temporary files."""
         if self.process.poll() is None:
             self.kill()
-        for found in self.descendants():
+        left = self.descendants()
+        for found in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.kill()
+        psutil.wait_procs(left, timeout=10.0)  # one that is still at it would make its files anew
         self._over.set()
         self._watcher.join()
         shutil.rmtree(self.temporary, ignore_errors=True)
