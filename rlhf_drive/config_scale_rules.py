@@ -21,6 +21,7 @@ def find_scale_conflicts(recipe: Recipe) -> Iterator[str]:
         yield from _workers(recipe.rollout)
     if recipe.rollout and recipe.rl:
         yield from _stale(recipe.rollout, recipe.rl)
+        yield from _weighed(recipe, recipe.rollout, recipe.rl)
     if recipe.ray:
         yield from _cluster(recipe, recipe.ray)
     if recipe.sft and recipe.sft.micro_batch_scenes > recipe.sft.batch_size:
@@ -55,8 +56,14 @@ def _stale(rollout: RolloutSection, rl: RlSection) -> Iterator[str]:
             f"those of likelihood {BEHAVIOUR!r}; with {rl.likelihood!r} there are none. Use {BEHAVIOUR}, or set it to 0"
         )
 
-    elif rl.importance_sampling_cap and (reason := correction_refusal(rl.loss_type)):
-        yield f"rl.importance_sampling_cap: with rollout.max_staleness {rollout.max_staleness}: {reason.rstrip('.')}"
+
+def _weighed(recipe: Recipe, rollout: RolloutSection, rl: RlSection) -> Iterator[str]:
+    """Losses that cannot weigh what other weights, or another rounding, have sampled."""
+    coarse = recipe.parallel is not None and recipe.parallel.precision == "bfloat16" and rl.likelihood == BEHAVIOUR
+    why = f"rollout.max_staleness {rollout.max_staleness}" if rollout.max_staleness else "parallel.precision bfloat16"
+    weighed = (rollout.max_staleness > 0 or coarse) and rl.importance_sampling_cap > 0
+    if weighed and (reason := correction_refusal(rl.loss_type)):
+        yield f"rl.importance_sampling_cap: with {why}: {reason.rstrip('.')}"
 
 
 def _cluster(recipe: Recipe, ray: RaySection) -> Iterator[str]:

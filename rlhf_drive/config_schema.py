@@ -302,11 +302,11 @@ class LoggingSection:
     project: str
     """Project that the run belongs to in Trackio and Weights & Biases."""
     picture_steps: CountOrZero
-    """RL steps between two pictures of sampled groups, in `pictures` of the run folder; 0 = none."""
+    """RL steps between two pictures of sampled groups, in `pictures` of the stage; 0 = none."""
     picture_scenes: Count
     """Scenes in each picture."""
     profile_steps: tuple[Count, ...]
-    """RL steps, counted from 1, of which a profile is written to `profiles` of the run folder."""
+    """RL steps, counted from 1, of which a profile is written to `profiles` of the stage."""
 
 
 @dataclass(frozen=True)

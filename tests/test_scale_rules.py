@@ -29,6 +29,10 @@ def _problems(*overrides: str, recipe: str = "quickstart") -> list[str]:
             (RAY, "rollout.max_staleness=1", "rl.loss_type=wll", "rl.num_iterations=1", "rl.beta=0"),
             "rl.importance_sampling_cap: with rollout.max_staleness 1: rl.loss_type = 'wll' compares the plans",
         ),
+        (
+            ("parallel.precision=bfloat16", "rl.loss_type=wll", "rl.num_iterations=1", "rl.beta=0"),
+            "rl.importance_sampling_cap: with parallel.precision bfloat16: rl.loss_type = 'wll' compares the plans",
+        ),
         ((RAY, "rollout.workers=9", "rollout.scenes_per_chunk=4"), "rollout.workers: a step is sampled in 8 chunks"),
         ((RAY, "rollout.gpus_per_worker=1.5"), "rollout.gpus_per_worker: a part of one GPU"),
         (("ray.address=auto",), "ray.address: nothing here runs on Ray"),
@@ -52,6 +56,7 @@ def test_what_does_not_fit_is_refused(overrides: tuple[str, ...], problem: str) 
         # Chunks of the next step keep further workers busy.
         (RAY, "rollout.workers=16", "rollout.scenes_per_chunk=4", "rollout.max_staleness=1"),
         (RAY, "rollout.max_staleness=1", "rl.loss_type=wll", "rl.num_iterations=1", "rl.importance_sampling_cap=0"),
+        ("parallel.precision=bfloat16", "rl.likelihood=coupled", "rl.importance_sampling_level=sequence"),
         (RAY, "rollout.gpus_per_worker=0.25", "ray.address=10.0.0.1:6379"),
         (RAY, "ray.address='[fe80::1]:6379'"),
         ("reward.engine=ray", "ray.address=auto"),

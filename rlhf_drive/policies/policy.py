@@ -23,6 +23,7 @@ from rlhf_drive.policies.route import anchor_path
 from rlhf_drive.policies.tokenizer import TrajectoryTokenizer
 from rlhf_drive.policies.transformer import DecoderLayer, PlanPast, SceneContext, SceneEncoder, TrajectoryDecoder
 from rlhf_drive.scenes import POSE_DT_S, Observation, Scene
+from rlhf_drive.scenes.split import clusters_of
 
 __all__ = ["Architecture", "Policy"]
 
@@ -245,7 +246,7 @@ class Policy(nn.Module):
 
     def remember_training(self, scenes: Iterable[Scene]) -> None:
         """Note the clusters of scenes that the weights learn from; a checkpoint carries the notes on."""
-        self.trained_on |= {_fingerprint(scene.cluster) for scene in scenes}
+        self.trained_on |= {_fingerprint(cluster) for cluster in set(clusters_of(scenes))}
 
     def has_trained_on(self, scene: Scene) -> bool:
         """Whether the weights, or those they started from, learned from the scene's cluster."""

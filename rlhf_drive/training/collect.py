@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from rewards.carriers import Scores
 from rewards.service import RewardService
-from rewards.two_frame import has_previous_frame
+from rewards.two_frame import frame_offset
 from rlhf_drive.errors import DataError
 from rlhf_drive.policies import Decoding
 from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.previous import human_previous, previous_scene
+from rlhf_drive.scenes.split import previous_gaps_us
+from rlhf_drive.training import profile
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.together import on_all
 from rollout import Rollout, RolloutService
@@ -89,11 +91,13 @@ def check_previous_frames(scenes: Sequence[Scene], sampling: Sampling) -> None:
     Raises:
         DataError: There are such scenes.
     """
-    lacking = [scene.token for scene in scenes if not has_previous_frame(scene)]
-    if lacking and sampling.previous_plan != "none":
+    if sampling.previous_plan == "none":
+        return
+    lacking = [i for i, gap in enumerate(previous_gaps_us(scenes).tolist()) if frame_offset(gap) == 0]
+    if lacking:
         raise DataError(
             f"{len(lacking)} of {len(scenes)} scenes do not hold the ego's state of 0.5 s ago, which two-frame comfort "
-            f"needs; the first is {lacking[0]!r}. Leave them out, or set rollout.previous_plan to none."
+            f"needs; the first is {scenes[lacking[0]].token!r}. Leave them out, or set rollout.previous_plan to none."
         )
 
 
@@ -138,11 +142,14 @@ def collect(
     def mine() -> list[tuple[Rollout, Scores]]:
         nonlocal sampled
         share = chunks if ranks is None else chunks[ranks.index :: ranks.count]
-        parts = [_submit(rollouts, rewards, chunk, sampling, step) for chunk in share]
+        parts: list[_Chunk] = []
         try:
-            plans = [part.rollout.result() for part in parts]
+            with profile.part("sampling"):
+                parts += [_submit(rollouts, rewards, chunk, sampling, step) for chunk in share]
+                plans = [part.rollout.result() for part in parts]
             sampled = time.perf_counter()
-            return [(rollout, part.scores.result()) for rollout, part in zip(plans, parts, strict=True)]
+            with profile.part("scoring"):  # what is left of it
+                return [(rollout, part.scores.result()) for rollout, part in zip(plans, parts, strict=True)]
         finally:
             for part in parts:  # after an error nobody wants the rest; those that are done take no notice
                 part.rollout.cancel()

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlhf_drive.errors import ConfigError, TrainingError, did_you_mean
 from rlhf_drive.policies import Policy
+from rlhf_drive.training import profile
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.shards import cut_like, whole, whole_values
 from rlhf_drive.training.wrapped import Call, add_up_gradients, divide_weights
@@ -166,7 +167,8 @@ class TrainingEngine:
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; over processes after the last one, under FSDP2 (whose gradients are divided
         too) after each."""
-        self.accelerator.backward(loss if self._turn is None or self._turn.counts else loss * 0.0)
+        with profile.part("backward"):
+            self.accelerator.backward(loss if self._turn is None or self._turn.counts else loss * 0.0)
 
     def step(self, max_norm: float, check: Callable[[Tensor], None] | None = None) -> Tensor:
         """Update the weights, and drop the gradients.
@@ -189,9 +191,10 @@ class TrainingEngine:
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if check is not None:
             check(norm)
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with profile.part("optimizer"):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _idle(self) -> list[str]:

@@ -14,6 +14,7 @@ from rlhf_drive.policies import Policy, SceneContext
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
+from rlhf_drive.training import profile
 from rlhf_drive.training.update_batch import MicroBatch, UpdateBatch, drawn_steps
 from rollout import Rollout, row_uniforms
 
@@ -32,7 +33,7 @@ class LogpSource:
     """Plan tokens per forward pass; 0 takes a micro-batch at once."""
     even: bool = False
     """Whether a smaller micro-batch is cut into as many passes as a whole one: processes that divide the weights among
-    them must run each layer equally often."""
+    them must run each layer equally often. Routing is noted of the first pass, so a smaller one's is of fewer rows."""
 
     def batch(
         self,
@@ -95,18 +96,19 @@ class LogpSource:
         entropy: bool = False,
     ) -> tuple[TokenLogp, SceneContext]:
         """Log-probabilities of a micro-batch's rollouts, and the context its scenes were encoded to."""
-        context = policy.encode(self.features.batch(policy, part.scenes))
-        found = self.likelihood(
-            policy,
-            context,
-            part.trace,
-            part.probes,
-            max_tokens=self._tokens(batch, part),
-            entropy=entropy,
-            keep_experts=keep_experts,
-            steps=batch.steps,
-            record=record,
-        )
+        with profile.part("likelihood"):
+            context = policy.encode(self.features.batch(policy, part.scenes))
+            found = self.likelihood(
+                policy,
+                context,
+                part.trace,
+                part.probes,
+                max_tokens=self._tokens(batch, part),
+                entropy=entropy,
+                keep_experts=keep_experts,
+                steps=batch.steps,
+                record=record,
+            )
         return found, context
 
     def _tokens(self, batch: UpdateBatch, part: MicroBatch) -> int:

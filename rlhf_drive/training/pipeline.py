@@ -143,7 +143,8 @@ class _Run:
         on_main(self.ranks, made)
         store = open_scenes(self.recipe.scenes, self.folder.path)
         counts = f"{len(store.indices('train'))} train, {len(store.indices('heldout'))} held out"
-        print_info(f"scenes: {counts}, {len(store.info.get('refused', {}))} refused")
+        refused = len(store.info.get("refused", {})) + store.info.get("refused_more", 0)
+        print_info(f"scenes: {counts}, {refused} refused")
         return store
 
     @contextmanager

@@ -11,9 +11,13 @@ import torch.distributed as dist
 
 from rlhf_drive.errors import TrainingError
 
-__all__ = ["Ranks"]
+__all__ = ["RankLostError", "Ranks"]
 
 T = TypeVar("T")
+
+
+class RankLostError(TrainingError):
+    """A process waited for another in vain: what is wrong is that one's to say."""
 
 
 class Ranks:
@@ -34,7 +38,7 @@ class Ranks:
             timeout_s: A call that waits for longer for the others ends with an error.
 
         Raises:
-            TrainingError: In methods that wait for the others: they did not come.
+            RankLostError: In methods that wait for the others: they did not come.
         """
         launched = dist.is_available() and dist.is_initialized()
         self.index = dist.get_rank() if launched else 0
@@ -76,7 +80,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise TrainingError(
+            raise RankLostError(
                 f"Rank {self.index} of {self.count} processes waited for the others, at most {self.timeout_s:g} s, and "
                 f"not all of them came ({error}). One has ended or hangs: its own message says why. If it is only "
                 "slow, raise parallel.timeout_s."

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import ConfigError, RlhfDriveError, StorageError, TrainingError, describe_error
 from rlhf_drive.training.launch import SHOW_UP_S, check_shared, is_main, process_group
+from rlhf_drive.training.ranks import RankLostError
 from rlhf_drive.workers.actor import import_ray, worker_environment
 from rlhf_drive.workers.cluster import connect
 
@@ -149,16 +150,19 @@ def _fit(recipe: Recipe, folder: Path, scratch: Path, asked: RayProcesses) -> No
 
 
 def _reason(error: Exception, folder: Path, processes: int) -> RlhfDriveError:
-    """The error of ours that ended a process first, or what Ray says about a lost one."""
+    """An error on purpose of any process, else what Ray says about one that failed or was lost."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
-    for cause in causes.values():
-        if isinstance(cause, RlhfDriveError):
+    # Processes that waited for the one that failed have failed too, and do not know why.
+    told = {rank: cause for rank, cause in causes.items() if not isinstance(cause, RankLostError)} or causes
+    for cause in told.values():
+        if isinstance(cause, RlhfDriveError) and not isinstance(cause, RankLostError):
             return cause
-    rank, cause = next(iter(causes.items()), (None, error))
+    rank, cause = next(iter(told.items()), (None, error))
     who = "Ray Train failed" if rank is None else f"Process {rank} of {processes} ended"
-    # Of a defect the whole trace, which nobody sees otherwise; Ray's own messages are pages long.
-    trace = getattr(failures.get(rank) if rank is not None else None, "_traceback_str", "")
+    # Of a defect the whole trace, which nobody sees otherwise.
+    expected = isinstance(cause, RlhfDriveError) or rank is None
+    trace = "" if expected else getattr(failures[rank], "_traceback_str", "")
     return TrainingError(
         f"{who}: {describe_error(cause)}. Go on from the last checkpoint with: rlhf-drive train --resume {folder} "
         f"--ray --processes {processes}" + (f"\n{trace}" if trace else "")

@@ -183,7 +183,7 @@ class _Loop:
         state = self.checkpoints.load(trainer.engine)
         if state:
             self.watch.restore(state.values.get("watch", {}))
-            self.visits.restore(state.values.get("visits", {}))
+            self.visits.restore(state.tensors)
             trainer.restore(state.tensors, state.values.get("guard", {}))
         first = state.step if state else 0
         self.journal.resume(first)
@@ -248,8 +248,8 @@ class _Loop:
     def save(self, step: int) -> Path:
         """Write a checkpoint of `step` steps."""
         kept = self.trainer.state()
-        values = {"watch": self.watch.state(), "visits": self.visits.state(), "guard": kept["guard"]}
-        return self.checkpoints.save(step, self.trainer.engine, values, kept["tensors"])
+        values = {"watch": self.watch.state(), "guard": kept["guard"]}
+        return self.checkpoints.save(step, self.trainer.engine, values, kept["tensors"] | self.visits.state())
 
     def publish(self) -> None:
         """Write the trained policy: averages where they are kept, adapters merged and alone."""
