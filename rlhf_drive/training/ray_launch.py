@@ -158,11 +158,10 @@ def _reason(error: Exception, folder: Path, processes: int) -> RlhfDriveError:
     for cause in told.values():
         if isinstance(cause, RlhfDriveError) and not isinstance(cause, RankLostError):
             return cause
-    rank, cause = next(iter(told.items()), (None, error))
-    who = "Ray Train failed" if rank is None else f"Process {rank} of {processes} ended"
+    rank, cause = next(iter(told.items()), (-1, error))
+    who = "Ray Train failed" if rank < 0 else f"Process {rank} of {processes} ended"
     # Of a defect the whole trace, which nobody sees otherwise.
-    expected = isinstance(cause, RlhfDriveError) or rank is None
-    trace = "" if expected else getattr(failures[rank], "_traceback_str", "")
+    trace = "" if isinstance(cause, RlhfDriveError) else getattr(failures.get(rank), "_traceback_str", "")
     return TrainingError(
         f"{who}: {describe_error(cause)}. Go on from the last checkpoint with: rlhf-drive train --resume {folder} "
         f"--ray --processes {processes}" + (f"\n{trace}" if trace else "")

@@ -227,6 +227,7 @@ def stand_ins(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that does much else
 def test_a_slurm_job_stops_in_time_and_goes_on(
     tiny_store: SceneStore, tmp_path: Path, stand_ins: Path, alone: list[dict[str, float]]
 ) -> None:
@@ -268,6 +269,7 @@ def steps_of(folder: Path) -> list[float]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that does much else
 def test_ray_trains_a_recipe_in_two_processes_and_leaves_nothing(
     tiny_store: SceneStore, tmp_path: Path, alone: list[dict[str, float]]
 ) -> None:
@@ -276,24 +278,25 @@ def test_ray_trains_a_recipe_in_two_processes_and_leaves_nothing(
     process = subprocess.Popen(
         [*command, *ray], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    before: set[int] = set()
+    before: list[psutil.Process] = []
     with ended_in_any_case([process]):
         deadline = time.monotonic() + 120
         while not before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
             if steps_of(tmp_path / "sft"):
-                before = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+                before = psutil.Process(process.pid).children(recursive=True)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count("run folder: ") == out.count("Run folder: ") == out.count("scenes: ") == 1
     assert agree(alone, measured(tmp_path / "sft"))
     assert len(before) >= 4  # the store, the node's process and two workers at least
-    assert not [pid for pid in before if psutil.pid_exists(pid)]
+    assert psutil.wait_procs(before, timeout=20)[1] == []
     assert not (tmp_path / "sft" / ".ray-train").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that does much else
 def test_errors_on_ray_end_the_run(
     tiny_store: SceneStore, tmp_path: Path, alone: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
