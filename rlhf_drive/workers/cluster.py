@@ -106,6 +106,8 @@ def _start_or_join(ray: Any, address: str | None, cpus: int, store_bytes: int, f
     # Also for the processes that Ray starts. What the user has set stays.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray would run workers with niceness 15: next to a busy trainer they would get next to nothing of a shared core.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     sizes = {"num_cpus": max(cpus, os.cpu_count() or 1), "object_store_memory": store_bytes}
     if address in (None, "local"):
