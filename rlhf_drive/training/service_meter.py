@@ -61,8 +61,10 @@ class ServiceMeter:
             values["time/reward_rows_per_s"] = rewards.rows_per_s
         if asynchronous:
             values["async/trainer_idle_frac"] = lookahead.waited_s / passed
-            values["async/sampler_idle_frac"] = 1.0 - (rollouts.busy_s - self._sampled_s) / (rollouts.workers * passed)
-            values["async/scorer_idle_frac"] = 1.0 - (scored_s - self._scored_s) / passed
+            # A chunk's work counts when it is done, with what was done of it before.
+            busy = (rollouts.busy_s - self._sampled_s) / (rollouts.workers * passed)
+            values["async/sampler_idle_frac"] = max(1.0 - busy, 0.0)
+            values["async/scorer_idle_frac"] = max(1.0 - (scored_s - self._scored_s) / passed, 0.0)
             values["async/queued_chunks"] = float(rollouts.queued)
             values["async/ready_steps"] = float(lookahead.ready)
         self._since, self._sampled_s, self._scored_s, self._pushed_s = now, rollouts.busy_s, scored_s, rollouts.push_s
