@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rewards.carriers import Scores
 from rewards.reward_stats import reward_failures
@@ -26,6 +28,7 @@ from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.generators import seed_generators
 from rlhf_drive.training.group_pictures import draw_groups
 from rlhf_drive.training.journal import Journal
+from rlhf_drive.training.last_good import LastGoodStep
 from rlhf_drive.training.profile import part, profiled
 from rlhf_drive.training.refill import Filled
 from rlhf_drive.training.run_folder import RunIdentity
@@ -193,12 +196,18 @@ class _Loop:
         features = trainer.source.features
         check_likelihood(trainer.engine, self.services, self.scenes[:4], self.sampling.decoding, features)
         self.meter = ServiceMeter(self.services)
+        limits = trainer.settings.limits
+        self.last_good = LastGoodStep(
+            self.checkpoints, trainer.engine, hold_weights=limits.active and limits.on_limit == "stop"
+        )
         return first
 
     def step(self, step: int, collector: StepCollector) -> None:
         """Sample, score, learn, log."""
         started, trainer, settings = time.perf_counter(), self.trainer, self.settings
         main = self.services.ranks.main
+        if self.last_good.hold_weights or not trainer.engine.divided:  # else averages would be gathered at every step
+            self.last_good.note(step, *self._kept())
         with profiled(self.folder / "profiles", step + 1, settings.profile_steps if main else ()):
             with part("push weights"):
                 self._push_weights(step)
@@ -208,7 +217,10 @@ class _Loop:
             experience = filled.experience
             rollout = experience.rollout.to(trainer.policy.device)
             with part("update"):
-                learned = trainer.step(step, [self.scenes[i] for i in filled.scenes], rollout, experience.scores)
+                try:
+                    learned = trainer.step(step, [self.scenes[i] for i in filled.scenes], rollout, experience.scores)
+                except TrainingError as error:
+                    raise TrainingError(f"{error} {self.last_good.save()}".rstrip()) from error
         if not main:
             return
         metrics = {
@@ -247,9 +259,12 @@ class _Loop:
 
     def save(self, step: int) -> Path:
         """Write a checkpoint of `step` steps."""
+        return self.checkpoints.save(step, self.trainer.engine, *self._kept())
+
+    def _kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint holds beside weights, optimizer and generators: plain values, and tensors."""
         kept = self.trainer.state()
-        values = {"watch": self.watch.state(), "guard": kept["guard"]}
-        return self.checkpoints.save(step, self.trainer.engine, values, kept["tensors"] | self.visits.state())
+        return {"watch": self.watch.state(), "guard": kept["guard"]}, kept["tensors"] | self.visits.state()
 
     def publish(self) -> None:
         """Write the trained policy: averages where they are kept, adapters merged and alone."""

@@ -276,3 +276,48 @@ def test_adapters_alone_and_the_policy_with_them_are_the_same_averages(
         torch.testing.assert_close(alone[name], value, rtol=0, atol=1e-7)
     # The last weights are others: three steps weigh 1/2, 1/4 and 1/8 in the average.
     assert max(float((last[name] - value).abs().max()) for name, value in whole.items()) > 1e-4
+
+
+def test_a_step_that_fails_leaves_a_checkpoint_of_the_one_before(
+    recipe: Recipe, policy: Policy, scenes: list[Scene], tmp_path: Path
+) -> None:
+    """What follows from it is what an undisturbed run does."""
+
+    def train(folder: Path, fails_at: int | None) -> Notes:
+        notes = Notes()
+        trainer = build_trainer(
+            replace(recipe.rl, ema_decay=0.5), copy.deepcopy(policy), seed=0, features=FEATURES,
+            accelerator=build_accelerator("cpu"), folder=folder,
+        )  # fmt: skip
+        learn = trainer.step
+
+        def step(number: int, *args: Any) -> dict[str, float]:
+            if number == fails_at:
+                raise TrainingError("Step 3: broken.")
+            return learn(number, *args)
+
+        trainer.step = step  # type: ignore[method-assign]
+        source = tmp_path / "rewards.py"
+        source.write_text(REWARD)
+        reward = build_reward([RewardSpec(f"{source}:leftness", 1.0)])
+        services = Services(
+            LocalRolloutService(trainer.policy, seed=0, features=FEATURES), LocalRewardService(reward, workers=1)
+        )
+        notes.lines += [{}] * (2 if (folder / "checkpoints").exists() else 0)
+        train_rl(
+            trainer, services, scenes, folder, journal=notes,
+            sampling=replace(sampling_of(recipe.rollout), scenes_per_step=6, scenes_per_chunk=6),
+            visiting=visiting_of(replace(recipe.rl, scene_visits="informative")),
+            settings=LoopSettings(seed=0, save_steps=10, keep_checkpoints=2, max_invalid_fraction=0.0),
+        )  # fmt: skip
+        return notes
+
+    whole = train(tmp_path / "whole", None)
+    with pytest.raises(TrainingError, match=r"Step 3: broken. The state after step 2 is kept as a checkpoint."):
+        train(tmp_path / "broken", 2)
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step-000002"]
+    resumed = train(tmp_path / "broken", None)
+    told = [{k: v for k, v in n.lines[-1].items() if not k.startswith("time/")} for n in (whole, resumed)]
+    assert told[0] == told[1]
+    weights = [load_policy(tmp_path / name / "policy").state_dict() for name in ("whole", "broken")]
+    assert all(bool((value == weights[1][name]).all()) for name, value in weights[0].items())
