@@ -44,7 +44,7 @@ PROCESSES = {
     "autoregressive": ("rollout.steps=16",),
 }
 """How each decoding process samples."""
-UNLIKE = ("time/", "service/", "async/")
+UNLIKE = ("time/", "service/", "rollout/", "async/")
 """Areas of metrics that measure the machine."""
 RAY_LOGS = "ray"
 """Folder of Ray's sessions among the temporary files: logs, which Ray leaves for whoever wants to read them."""
