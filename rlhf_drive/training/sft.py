@@ -140,8 +140,8 @@ def train_sft(
     """
     ranks = ranks or Ranks()
     settings.check_processes(ranks.count)
-    check_plans(train, ranks)
-    check_plans(heldout, ranks)
+    check_plans(train)
+    check_plans(heldout)
     engine = TrainingEngine(
         policy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98),
         accelerator=accelerator, ranks=ranks, strategy=strategy,

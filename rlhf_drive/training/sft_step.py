@@ -22,6 +22,7 @@ from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.policies.inputs import mirror_batch
 from rlhf_drive.policies.moe import RouterRecord
 from rlhf_drive.scenes import Scene
+from rlhf_drive.scenes.split import human_known
 from rlhf_drive.training.engine import TrainingEngine
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.sft_settings import SftSettings
@@ -50,16 +51,14 @@ def _targets(policy: Policy, scenes: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(policy.tokenizer.encode(poses))
 
 
-def check_plans(scenes: Sequence[Scene], ranks: Ranks) -> None:
-    """Look through all scenes once, one after the other and shared by the processes, before hours of training.
+def check_plans(scenes: Sequence[Scene]) -> None:
+    """Look for scenes without a plan before hours of training; those of a store are not read for it.
 
     Raises:
         DataError: Some do not hold what the human drove.
     """
-    places = range(ranks.index, len(scenes), ranks.count)
-    mine = [place for place in places if len(scenes[place].reference.human_poses) == 0]
-    if without := sorted(place for places in ranks.gather(mine) for place in places):
-        raise _no_plans(len(without), len(scenes), scenes[without[0]].token)
+    if len(without := np.flatnonzero(~human_known(scenes))):
+        raise _no_plans(len(without), len(scenes), scenes[int(without[0])].token)
 
 
 def _no_plans(without: int, count: int, first: str) -> DataError:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from rlhf_drive.errors import RunStoppedError
 from rlhf_drive.policies import Policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.scenes.store import SceneStore
+from rlhf_drive.training import sft_step
 from rlhf_drive.training.build import build_accelerator
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.sft import SftResult, SftSettings, train_sft
@@ -68,10 +70,10 @@ class SftOutcome:
 
 
 def run_sft(job: SftJob, ranks: Ranks) -> SftOutcome:
-    """Train a copy of the job's policy; called by all processes."""
+    """Train a copy of the job's policy; called by all processes. Held-out scenes are looked at four at a time."""
     store, policy, journal = SceneStore.open(job.store), copy.deepcopy(job.policy), Lines(job.stop_after)
     result = None
-    with suppress(RunStoppedError):
+    with suppress(RunStoppedError), patch.object(sft_step, "HELDOUT_SCENES", 4):
         result = train_sft(
             policy, store.split("train"), store.split("heldout"), job.settings, job.folder,
             accelerator=build_accelerator("cpu"), features=FeatureCache(), journal=journal, ranks=ranks,
