@@ -23,7 +23,8 @@ def on_main_for_long(ranks: Ranks, function: Callable[[], T], *, beat_s: float =
     Args:
         ranks: The processes; all must call this. `function` must not use them.
         function: Runs on the main process; gives back a small plain value.
-        beat_s: Time between two signs of life; must be well below the time that processes wait for each other.
+        beat_s: Most time between two signs of life; where processes wait for each other for a short time, a quarter of
+            that.
     """
     if ranks.count == 1:
         return function()
@@ -36,7 +37,7 @@ def on_main_for_long(ranks: Ranks, function: Callable[[], T], *, beat_s: float =
 
     def beat() -> None:
         try:
-            while not ended.wait(beat_s):
+            while not ended.wait(min(beat_s, ranks.timeout_s / 4)):
                 ranks.first(True)
         except TrainingError as error:  # another process has ended; said when the work is done
             lost.append(error)

@@ -40,6 +40,7 @@ from rlhf_drive.training.build import (
 from rlhf_drive.training.journal import Journal, RunJournal, SilentJournal
 from rlhf_drive.training.launch import check_shared, process_group
 from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, Column, LiveTable
+from rlhf_drive.training.long_work import on_main_for_long
 from rlhf_drive.training.metrics import MetricsWriter
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.rl import train_rl
@@ -47,7 +48,6 @@ from rlhf_drive.training.run_folder import RunFolder
 from rlhf_drive.training.scenes import check_store, open_scenes
 from rlhf_drive.training.services import check_engines, open_services
 from rlhf_drive.training.sft import train_sft
-from rlhf_drive.training.together import on_main
 from rlhf_drive.training.trackers import make_trackers
 from rlhf_drive.training.watch import Watch, spread_out
 
@@ -122,9 +122,7 @@ class _Run:
             for seed in self.recipe.rl.seeds:
                 self._rl(store, seed)
         if job in ("pipeline", "compare") and not self.folder.is_done("compare"):
-            # The main process alone: it may take long, and nobody waits for it.
-            if self.ranks.main:
-                self._compare(store)
+            on_main_for_long(self.ranks, lambda: self._compare(store))
             self.folder.mark_done("compare", {}, time.monotonic() - self.started)
 
     def _needs(self) -> tuple[list[str], list[str]]:
@@ -140,7 +138,7 @@ class _Run:
             with _progress("scenes") as on_progress:
                 open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
 
-        on_main(self.ranks, made)
+        on_main_for_long(self.ranks, made)
         store = open_scenes(self.recipe.scenes, self.folder.path)
         counts = f"{len(store.indices('train'))} train, {len(store.indices('heldout'))} held out"
         refused = len(store.info.get("refused", {})) + store.info.get("refused_more", 0)

@@ -74,6 +74,8 @@ def open_services(
         if ranks.main or not central:
             scores = service = build_service(reward, recipe.reward, address=recipe.ray.address)
             stack.push(service)
+        # Before the scores end: what is sampled after that would be submitted to them, and start them anew.
+        stack.callback(rollouts.close)
         yield Services(rollouts, scores, ranks, central)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rlhf_drive.training.pipeline as pipeline
 from rlhf_drive.config import Recipe
 from rlhf_drive.errors import ConfigError, DataError, RewardError
 from rlhf_drive.scenes.store import SceneStore
@@ -38,6 +39,23 @@ def test_a_comparison_stops_when_too_many_plans_cannot_be_scored(tiny_recipe: Ma
     folder = run(tiny_recipe("compare", *changes, "reward.max_invalid_fraction=1"))
     report = json.loads((folder / "report.json").read_text())
     assert report["policies"]["stand_still"]["valid"] == 0.0
+
+
+def test_processes_wait_for_scenes_and_comparison_however_long_they_take(
+    tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[str] = []
+
+    def on_main_for_long(ranks: object, function: Callable[[], object]) -> object:
+        waited.append("begun")
+        found = function()
+        waited.append("done")
+        return found
+
+    monkeypatch.setattr(pipeline, "on_main_for_long", on_main_for_long)
+    monkeypatch.setattr(pipeline._Run, "_compare", lambda *_: waited.append("compare"))
+    run(tiny_recipe("compare"))
+    assert waited == ["begun", "done", "begun", "compare", "done"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
