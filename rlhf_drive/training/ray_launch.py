@@ -18,6 +18,7 @@ from rlhf_drive.config import Recipe
 from rlhf_drive.errors import ConfigError, RlhfDriveError, StorageError, TrainingError, describe_error
 from rlhf_drive.training.launch import SHOW_UP_S, check_shared, is_main, process_group
 from rlhf_drive.training.ranks import RankLostError
+from rlhf_drive.training.run_lock import run_lock
 from rlhf_drive.workers.actor import import_ray, worker_environment
 from rlhf_drive.workers.cluster import connect
 
@@ -71,11 +72,13 @@ def run_on_ray(recipe: Recipe, folder: Path, asked: RayProcesses, *, address: st
         The run folder.
 
     Raises:
-        ConfigError: No Ray at the address, or it has too few cores or GPUs.
+        ConfigError: No Ray at the address, or it has too few cores or GPUs; or another process works in the folder.
         StorageError: Machines do not see the run folder.
         RlhfDriveError: What a process raised; a TrainingError if it was lost.
     """
     ray = import_ray()
+    with run_lock(folder):  # held by the main process later; here only to touch nothing of a run that goes on
+        pass
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # the default since 2.51
     connection = connect(ray, address, _cores(recipe, asked), failure=TrainingError)
     scratch = folder.resolve() / _FOLDER

@@ -27,6 +27,7 @@ from rlhf_drive.training.metrics import read_metrics
 from rlhf_drive.training.pipeline import run
 from rlhf_drive.training.ray_launch import RayProcesses, run_on_ray
 from rlhf_drive.training.run_folder import RunFolder
+from rlhf_drive.training.run_lock import run_lock
 from rlhf_drive.workers import connect, import_ray
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,6 +340,19 @@ def kill_a_worker(folder: Path) -> None:
         if "RayTrainWorker" in " ".join(child.cmdline()):
             child.kill()
             return
+
+
+def test_a_run_that_goes_on_keeps_what_ray_has_noted_of_it(tiny_store: SceneStore, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    recipe = load_recipe("sft", overrides(tiny_store, tmp_path))
+    folder = RunFolder.create(recipe).path
+    (folder / ".ray-train").mkdir()
+    with (
+        run_lock(folder),
+        pytest.raises(ConfigError, match=f"^Another process works in {folder}: process {os.getpid()}"),
+    ):
+        run_on_ray(recipe, folder, RayProcesses(1), address="127.0.0.1:1")
+    assert (folder / ".ray-train").exists()
 
 
 @pytest.mark.parametrize(
