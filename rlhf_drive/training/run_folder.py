@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_drive.config import Recipe, dump_recipe
+from rlhf_drive.config import Recipe, dump_recipe, load_recipe
 from rlhf_drive.disk import check_writable, write_text, writing
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.training.ranks import Ranks
@@ -140,7 +140,7 @@ def _check_resumable(recipe: Recipe, path: Path) -> None:
     except OSError:
         raise ConfigError(f"{path} is no run folder: it has no {RECIPE}. Start a run without --resume.") from None
     now = dump_recipe(recipe)
-    if written != now:
+    if written != now and not _says_the_same(path / RECIPE, recipe):
         differing = [
             f"{a.strip()} there, {b.strip()} here"
             for a, b in zip(written.splitlines(), now.splitlines(), strict=False)
@@ -151,6 +151,14 @@ def _check_resumable(recipe: Recipe, path: Path) -> None:
             "with the recipe and overrides it was started with."
         )
     check_writable("A run that goes on", path)
+
+
+def _says_the_same(path: Path, recipe: Recipe) -> bool:
+    """Whether a recipe that somebody has edited means what `recipe` does: comments and spelling do not count."""
+    try:
+        return load_recipe(path) == recipe
+    except ConfigError:
+        return False
 
 
 def _state_of(path: Path) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_drive.config import Recipe, dump_recipe
+from rlhf_drive.config import Recipe, dump_recipe, load_recipe
 from rlhf_drive.errors import ConfigError
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.run_folder import RunFolder
@@ -45,6 +45,20 @@ def test_another_recipe_is_refused_by_the_differing_line(tiny_recipe: MakeRecipe
     written.write_text(written.read_text() + "extra: 1\n")
     with pytest.raises(ConfigError, match="more or fewer keys"):
         RunFolder.resume(tiny_recipe("quickstart", "rl.max_steps=7"), folder.path)
+
+
+def test_a_recipe_that_was_edited_by_hand_is_read_and_not_compared_letter_by_letter(tiny_recipe: MakeRecipe) -> None:
+    folder = RunFolder.create(tiny_recipe("quickstart", "rl.learning_rate=0.5")).path
+    text = (folder / "recipe.yaml").read_text()
+    assert text.count("learning_rate: 0.5\n") == 1
+    (folder / "recipe.yaml").write_text(text.replace("learning_rate: 0.5\n", "learning_rate: 2.0e-3  # was too high\n"))
+    edited = load_recipe(folder / "recipe.yaml")
+    assert edited.rl.learning_rate == 2e-3
+    assert RunFolder.resume(edited, folder).path == folder
+    with pytest.raises(
+        ConfigError, match=r"another recipe .*learning_rate: 2\.0e-3  # was too high there, learning_rate: 0\.5"
+    ):
+        RunFolder.resume(tiny_recipe("quickstart", "rl.learning_rate=0.5"), folder)
 
 
 def test_a_folder_without_recipe_is_no_run(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
