@@ -71,10 +71,12 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
     """
     timeout_s = recipe.parallel.timeout_s if recipe.parallel else WAIT_S
     with process_group(recipe.device, timeout_s) as ranks:
-        # Before there is a folder: the device may not be there, or an engine may not do.
+        # Before there is a folder: the device may not be there, an engine may not do, or there are too many processes.
         accelerator = build_accelerator(recipe.device, timeout_s=timeout_s)
         if recipe.rollout:
             check_engines(recipe, ranks)
+        if recipe.sft:
+            sft_settings(recipe).check_processes(ranks.count)
         folder = RunFolder.resume(recipe, resume, ranks) if resume else RunFolder.create(recipe, ranks)
         check_shared(folder.path, ranks)
         with folder.locked() as locked:

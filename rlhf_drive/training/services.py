@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -31,7 +32,8 @@ def check_engines(recipe: Recipe, ranks: Ranks) -> None:
     Raises:
         ConfigError: Every process samples for itself, but each would start a Ray of its own to score with.
     """
-    named = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    ray = sys.modules.get("ray")
+    named = recipe.ray.address or os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized())
     if ranks.count > 1 and recipe.reward.engine == "ray" and recipe.rollout.engine == "local" and not named:
         raise ConfigError(
             f"reward.engine is ray, rollout.engine local, and {ranks.count} processes train: each samples for itself "

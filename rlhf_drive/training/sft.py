@@ -175,6 +175,8 @@ def _run(
         step, progress = state.step, _Progress(**state.values)
     if engine.ranks.main:
         journal.resume(step)
+        for notice in state.notices if state else ():
+            journal.note(notice)
     epoch_started = time.perf_counter()
     while step < total and (step % per_epoch or not progress.stopped(settings.patience)):
         started = time.perf_counter()
