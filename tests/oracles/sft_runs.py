@@ -32,6 +32,9 @@ class Lines:
     lines: list[dict[str, float]] = field(default_factory=list)
     first: int = 0
 
+    def note(self, text: str) -> None:
+        """As the protocol says."""
+
     def resume(self, step: int) -> None:
         """As the protocol says."""
         self.first = step
