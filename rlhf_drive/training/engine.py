@@ -105,6 +105,7 @@ class TrainingEngine:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         """Those that are trained."""
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay, betas=betas)
+        self._set_foreach()
         self._turn: Turn[Any] | None = None
 
     @property
@@ -200,6 +201,13 @@ class TrainingEngine:
     def _idle(self) -> list[str]:
         return [name for name, p in self.policy.named_parameters() if p.requires_grad and p.grad is None]
 
+    def _set_foreach(self) -> None:
+        """Update all pieces in one call an operation: one by one, each costs a `DTensor` more than the arithmetic. How
+        one process does it is left to torch."""
+        if self.divided:
+            for group in self.optimizer.param_groups:
+                group["foreach"] = True
+
     def set_learning_rate(self, value: float) -> None:
         """For the next step."""
         for group in self.optimizer.param_groups:
@@ -211,7 +219,8 @@ class TrainingEngine:
         if self.divided:
             weights = self._gathered(weights)
             state = {number: self._gathered(values) for number, values in optimizer["state"].items()}
-            optimizer = {**optimizer, "state": state}
+            groups = [{**group, "foreach": None} for group in optimizer["param_groups"]]
+            optimizer = {"state": state, "param_groups": groups}
         return EngineState(weights, optimizer) if self.ranks.main else None
 
     def _gathered(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +249,7 @@ class TrainingEngine:
             for number, values in state.optimizer["state"].items()
         }
         self.optimizer.load_state_dict({**state.optimizer, "state": cut})
+        self._set_foreach()
 
     @torch.no_grad()
     def whole_policy(self) -> Policy:

@@ -29,7 +29,8 @@ def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every process has, cut as another one is cut: no process hears of the others."""
     if not isinstance(like, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    cut = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return cut.clone()  # a view would keep the whole in memory
 
 
 def joined(own: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import faulthandler
 import os
 import pickle
 import socket
@@ -80,7 +82,7 @@ def run(job: Job, strategy: str = "ddp", ranks: Ranks | None = None) -> Outcome:
     """The outcome, of one process or, called by all, of several."""
     trainer = make(job, strategy, ranks)
     if job.start is not None:
-        trainer.engine.restore(job.start["engine"])
+        trainer.engine.restore(copy.deepcopy(job.start["engine"]))  # the optimizer goes on with these very tensors
         trainer.restore(job.start["tensors"], job.start["guard"])
     metrics = [
         trainer.step(step, job.scenes, *batch) for step, batch in enumerate(job.batches[job.first :], start=job.first)
@@ -90,7 +92,7 @@ def run(job: Job, strategy: str = "ddp", ranks: Ranks | None = None) -> Outcome:
     return Outcome(metrics, {"engine": engine, **kept}, published)
 
 
-def launch(work: Any, folder: Path, *, processes: int = 2, timeout_s: float = 150.0) -> list[Any]:
+def launch(work: Any, folder: Path, *, processes: int = 2, timeout_s: float = 220.0) -> list[Any]:
     """``work(ranks)`` in processes of its own, that know of one another; what each gave.
 
     Args:
@@ -113,7 +115,7 @@ def launch(work: Any, folder: Path, *, processes: int = 2, timeout_s: float = 15
     logs = [(folder / f"log-{rank}").open("w+") for rank in range(processes)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", f"from oracles.process_runs import _worker; _worker({str(folder)!r})"],
+            [sys.executable, "-c", f"from oracles.process_runs import _worker; _worker({str(folder)!r}, {timeout_s})"],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log, stderr=subprocess.STDOUT,
         )
         for rank, log in enumerate(logs)
@@ -135,7 +137,8 @@ def launch(work: Any, folder: Path, *, processes: int = 2, timeout_s: float = 15
     return [pickle.loads((folder / f"found-{rank}").read_bytes()) for rank in range(processes)]
 
 
-def _worker(folder: str) -> None:
+def _worker(folder: str, timeout_s: float) -> None:
+    faulthandler.dump_traceback_later(0.9 * timeout_s)  # where it waits, if it does
     torch.set_num_threads(1)
     build_accelerator("cpu", timeout_s=60)
     ranks = Ranks(60)
