@@ -61,11 +61,13 @@ class ServiceMeter:
             values["time/reward_rows_per_s"] = rewards.rows_per_s
         if asynchronous:
             values["async/trainer_idle_frac"] = lookahead.waited_s / passed
-            # A chunk's work counts when it is done, with what was done of it before.
-            busy = (rollouts.busy_s - self._sampled_s) / (rollouts.workers * passed)
-            values["async/sampler_idle_frac"] = max(1.0 - busy, 0.0)
-            values["async/scorer_idle_frac"] = max(1.0 - (scored_s - self._scored_s) / passed, 0.0)
+            # Work is told when it is done: what cannot have been done since the last call is counted at the next one.
+            sampled = min(rollouts.busy_s - self._sampled_s, rollouts.workers * passed)
+            scored = min(scored_s - self._scored_s, passed)
+            values["async/sampler_idle_frac"] = 1.0 - sampled / (rollouts.workers * passed)
+            values["async/scorer_idle_frac"] = 1.0 - scored / passed
+            self._sampled_s, self._scored_s = self._sampled_s + sampled, self._scored_s + scored
             values["async/queued_chunks"] = float(rollouts.queued)
             values["async/ready_steps"] = float(lookahead.ready)
-        self._since, self._sampled_s, self._scored_s, self._pushed_s = now, rollouts.busy_s, scored_s, rollouts.push_s
+        self._since, self._pushed_s = now, rollouts.push_s
         return values

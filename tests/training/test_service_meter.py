@@ -39,6 +39,20 @@ def test_idle_shares_are_those_of_the_time_since_the_last_look(monkeypatch: pyte
     assert (found["async/sampler_idle_frac"], found["async/scorer_idle_frac"], found["time/push_s"]) == (0.0, 1.0, 0.0)
 
 
+def test_a_worker_that_is_never_idle_is_not_said_to_be_where_a_chunk_takes_several_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, idle = 0.0, list[float]()
+    monkeypatch.setattr(service_meter.time, "perf_counter", lambda: now)
+    rollouts: Any = SimpleNamespace(stats=RolloutStats(workers=1))
+    meter = ServiceMeter(Services(rollouts, None))
+    for step in range(1, 10):  # a step takes a second, a chunk three, and one follows the other
+        now = float(step)
+        rollouts.stats = replace(rollouts.stats, busy_s=3.0 * (step // 3))
+        idle.append(meter.metrics(SimpleNamespace(waited_s=0.0, ready=0), asynchronous=True)["async/sampler_idle_frac"])  # type: ignore[arg-type]
+    assert idle == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # nothing is known of the first chunk before its end
+
+
 def test_without_overlap_only_counts_are_told() -> None:
     rollouts: Any = SimpleNamespace(stats=RolloutStats())
     found = ServiceMeter(Services(rollouts, None)).metrics(SimpleNamespace(), asynchronous=False)  # type: ignore[arg-type]
