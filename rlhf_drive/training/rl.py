@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rewards.carriers import Scores
 from rewards.reward_stats import reward_failures
-from rlhf_drive.errors import TrainingError
+from rlhf_drive.errors import RewardError, TrainingError
 from rlhf_drive.likelihood import flatten_steps, trace_logp
 from rlhf_drive.policies import Decoding
 from rlhf_drive.policies.feature_cache import FeatureCache
@@ -30,6 +30,7 @@ from rlhf_drive.training.group_pictures import draw_groups
 from rlhf_drive.training.journal import Journal
 from rlhf_drive.training.last_good import LastGoodStep
 from rlhf_drive.training.profile import part, profiled
+from rlhf_drive.training.ranks import RankLostError
 from rlhf_drive.training.refill import Filled
 from rlhf_drive.training.run_folder import RunIdentity
 from rlhf_drive.training.service_meter import ServiceMeter, staleness_metrics
@@ -205,23 +206,16 @@ class _Loop:
     def step(self, step: int, collector: StepCollector) -> None:
         """Sample, score, learn, log."""
         started, trainer, settings = time.perf_counter(), self.trainer, self.settings
-        main = self.services.ranks.main
         if self.last_good.hold_weights or not trainer.engine.divided:  # else averages would be gathered at every step
             self.last_good.note(step, *self._kept())
-        with profiled(self.folder / "profiles", step + 1, settings.profile_steps if main else ()):
-            with part("push weights"):
-                self._push_weights(step)
-            with part("collect"):
-                filled = collector.take(step)
-            self.visits.saw(step, filled.visited, filled.informative.tolist())
-            experience = filled.experience
-            rollout = experience.rollout.to(trainer.policy.device)
-            with part("update"):
-                try:
-                    learned = trainer.step(step, [self.scenes[i] for i in filled.scenes], rollout, experience.scores)
-                except TrainingError as error:
-                    raise TrainingError(f"{error} {self.last_good.save()}".rstrip()) from error
-        if not main:
+        try:
+            filled, learned = self._learn(step, collector)
+        except RankLostError:
+            raise  # a checkpoint takes all processes
+        except (RewardError, TrainingError) as error:
+            raise type(error)(f"{error} {self.last_good.save()}".rstrip()) from error
+        experience = filled.experience
+        if not self.services.ranks.main:
             return
         metrics = {
             # What was sampled first: nobody selected those scenes for what they teach.
@@ -231,10 +225,26 @@ class _Loop:
             "time/reward_s": experience.waiting_s,
             **(filled.metrics if self.visiting.refill > 0 else {}),
             **(self.visits.metrics(step) if self.visiting.mode != "uniform" else {}),
-            **(staleness_metrics(step, rollout.versions) if settings.max_staleness else {}),
+            **(staleness_metrics(step, experience.rollout.versions) if settings.max_staleness else {}),
             **self.meter.metrics(collector.lookahead, asynchronous=settings.max_staleness > 0),
         }
         self._observe(step, filled, metrics, started)
+
+    def _learn(self, step: int, collector: StepCollector) -> tuple[Filled[Experience], dict[str, float]]:
+        """The step's groups, and the metrics of learning from them."""
+        trainer = self.trainer
+        profiles = self.settings.profile_steps if self.services.ranks.main else ()
+        with profiled(self.folder / "profiles", step + 1, profiles):
+            with part("push weights"):
+                self._push_weights(step)
+            with part("collect"):
+                filled = collector.take(step)
+            self.visits.saw(step, filled.visited, filled.informative.tolist())
+            experience = filled.experience
+            rollout = experience.rollout.to(trainer.policy.device)
+            with part("update"):
+                learned = trainer.step(step, [self.scenes[i] for i in filled.scenes], rollout, experience.scores)
+        return filled, learned
 
     def _push_weights(self, version: int) -> None:
         """Let those who sample have the present weights, on every process."""
