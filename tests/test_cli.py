@@ -91,7 +91,7 @@ def test_help_and_validation_start_fast_and_load_no_torch() -> None:
 def test_recipes_are_listed_shown_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     listed = Result(capsys, "recipes", "list").out.splitlines()
     assert [line.split()[0] for line in listed][:2] == ["compare", "quickstart"]
-    assert len(listed) == 10
+    assert len(listed) == 11
     assert Result(capsys, "recipes", "show", "rl").out == read_recipe_text("rl")
     target = tmp_path / "mine.yaml"
     assert Result(capsys, "recipes", "copy", "rl", str(target)).code == 0

@@ -167,7 +167,8 @@ def test_scenes(tiny_recipe: MakeRecipe) -> None:
     folder = run(recipe)
     store = SceneStore.open(folder / "scenes")
     assert len(store) + len(store.info["refused"]) == 12
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "recipe.yaml", "scenes", "stages.json"]
+    found = sorted(path.name for path in folder.iterdir())
+    assert found == [".lock", "metrics.jsonl", "recipe.yaml", "scenes", "stages.json"]
     again = run(recipe)
     assert (again.name, again.parent) == ("scenes-2", folder.parent)
     assert [path.read_bytes() for path in sorted((folder / "scenes").iterdir())] == [

@@ -197,7 +197,10 @@ def test_two_sizes_give_a_rate_and_what_a_call_costs() -> None:
 
 
 def test_workers_take_their_devices_first() -> None:
-    recipe = load_recipe("quickstart", ["rollout.engine=ray", "rollout.workers=4", "rollout.gpus_per_worker=0.5"])
+    recipe = load_recipe(
+        "quickstart",
+        ["rollout.engine=ray", "rollout.workers=4", "rollout.scenes_per_chunk=8", "rollout.gpus_per_worker=0.5"],
+    )
     assert layout_of(recipe, gpus=8).trainers == 6
     with pytest.raises(ConfigError, match="none is left to train on"):
         layout_of(recipe, gpus=2)
