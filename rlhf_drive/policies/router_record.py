@@ -8,7 +8,6 @@ more than the update did, so the pass of the new weights may replay the experts 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,24 +18,32 @@ from rlhf_drive.policies import expert_choice, token_choice
 __all__ = ["RouterRecord"]
 
 
-@dataclass
 class RouterRecord:
     """Each MoE layer's routing during one forward pass: noted for losses and metrics, or replayed.
 
     One record serves one pass. Activation checkpointing computes layers again in the backward pass: they find their
     choice here, so that rounding cannot flip an expert between the two, and note nothing twice.
+
+    Not a dataclass: hooks that divide weights over processes take those apart and hand a layer a copy to note in.
     """
 
-    logits: list[Tensor] = field(default_factory=list)
-    """Per layer ``[n, E]`` float32 router logits of ``n = N * L`` tokens."""
-    chosen: list[Tensor] = field(default_factory=list)
-    """Per layer ``[n, k]`` expert indices (token choice), or ``[N, E, c]`` token positions within the row (expert
-    choice)."""
-    replay: Tensor | None = None
-    """``[N, layers, A]`` choices of an earlier pass over the same N rows, to be used instead of the live ones; gates
-    are computed from the live router logits."""
-    rows: int = 0
-    """N, rows of the pass; set by the first layer."""
+    def __init__(
+        self,
+        logits: list[Tensor] | None = None,
+        chosen: list[Tensor] | None = None,
+        replay: Tensor | None = None,
+        rows: int = 0,
+    ) -> None:
+        self.logits = [] if logits is None else logits
+        """Per layer ``[n, E]`` float32 router logits of ``n = N * L`` tokens."""
+        self.chosen = [] if chosen is None else chosen
+        """Per layer ``[n, k]`` expert indices (token choice), or ``[N, E, c]`` token positions within the row (expert
+        choice)."""
+        self.replay = replay
+        """``[N, layers, A]`` choices of an earlier pass over the same N rows, to be used instead of the live ones;
+        gates are computed from the live router logits."""
+        self.rows = rows
+        """N, rows of the pass; set by the first layer."""
 
     def earlier(self, layer: int, shape: tuple[int, ...], rows: int) -> Tensor | None:
         """The choice that `layer` must make, in its `shape`: its own when it is computed again, else the replayed one;

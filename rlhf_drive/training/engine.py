@@ -152,7 +152,8 @@ class TrainingEngine:
         """
         grad = torch.is_grad_enabled()
         if self._fsdp is not None:
-            found: T = Call.unpack(*self._fsdp(function))  # type: ignore[operator]
+            # Its hooks take apart what they are given; a plain function they leave alone.
+            found: T = Call.unpack(*self._fsdp(lambda policy: function(policy)))  # type: ignore[operator]
             if not grad:
                 self._fsdp.reshard()  # else the root's weights would stay whole, and as they are now, for ever
             return found

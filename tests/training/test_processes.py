@@ -37,7 +37,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "losses": {
         "beta": 0.05, "num_iterations": 2, "micro_batch_scenes": 2, "load_balance_coef": 0.05, "router_z_coef": 0.01,
         "bc_coef": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2,
-        "ref_model_mixup_alpha": 0.5, "entropy_coef": 0.01, "kl_limit": 0.12, "on_limit": "rollback",
+        "ref_model_mixup_alpha": 0.5, "entropy_coef": 0.01, "kl_limit": 0.15, "on_limit": "rollback",
     },
     "plain": {"router": "frozen", "num_iterations": 2, "micro_batch_scenes": 4, "ema_decay": 0.5},
 }  # fmt: skip
@@ -57,7 +57,8 @@ class Runs:
 def make_job(tiny_recipe: Callable[..., Recipe], store: SceneStore, name: str) -> Job:
     """The job on batches of five scenes, which the start policy has sampled; one batch teaches little, one nothing."""
     process = "autoregressive" if name == "plain" else "masked"
-    recipe = tiny_recipe("quickstart", *PROCESS_OVERRIDES[process])
+    layers = 1 if name == "gspo" else 2
+    recipe = tiny_recipe("quickstart", *PROCESS_OVERRIDES[process], f"policy.decoder_layers={layers}")
     scenes, policy = list(store.split("train"))[:5], start_policy(recipe)
     batches = []
     for step in range(STEPS if name in ("gspo", "grpo") else 4):
