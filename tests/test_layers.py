@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rlhf_drive.errors",),
 )
 """From the top down; a room imports from lower lines only, never from another room of its own line."""
-EXCEPTIONS = {("rlhf_drive.training.pipeline", "rlhf_drive.compare")}
+EXCEPTIONS = {("rlhf_drive.training.comparison", "rlhf_drive.compare")}
 """A pipeline ends with a comparison, so that one module of training may call compare."""
 NO_TORCH = (
     "rewards",

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewards.carriers import Scores
 from rewards.from_recipe import build_service, metric_config, reward_config
-from rewards.service import RewardService, check_invalid
-from rlhf_drive.compare.analysis import Bootstrap, Comparison
-from rlhf_drive.compare.baselines import baseline_planners
-from rlhf_drive.compare.evaluate import Evaluation, Planner, evaluate
-from rlhf_drive.compare.planners import PolicyPlanner
-from rlhf_drive.compare.report import print_table, summary, write_report
 from rlhf_drive.config import Recipe
-from rlhf_drive.errors import DataError
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
-from rlhf_drive.scenes import Scene, Trajectories
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.alerts import AlertLog
 from rlhf_drive.training.build import (
     build_accelerator,
     build_policy,
     build_trainer,
-    decoding_of,
     epochs_to_steps,
     loop_settings,
     precision_of,
@@ -37,6 +26,7 @@ from rlhf_drive.training.build import (
     sft_settings,
     visiting_of,
 )
+from rlhf_drive.training.comparison import compare_policies
 from rlhf_drive.training.journal import Journal, RunJournal, SilentJournal
 from rlhf_drive.training.launch import check_shared, process_group
 from rlhf_drive.training.live import RL_COLUMNS, SFT_COLUMNS, Column, LiveTable
@@ -48,6 +38,7 @@ from rlhf_drive.training.run_folder import RunFolder
 from rlhf_drive.training.scenes import check_store, open_scenes
 from rlhf_drive.training.services import check_engines, open_services
 from rlhf_drive.training.sft import train_sft
+from rlhf_drive.training.terminal import print_info, progress
 from rlhf_drive.training.trackers import make_trackers
 from rlhf_drive.training.watch import Watch, spread_out
 
@@ -137,7 +128,7 @@ class _Run:
 
     def _scenes(self) -> SceneStore:
         def made() -> None:
-            with _progress("scenes") as on_progress:
+            with progress("scenes") as on_progress:
                 open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
 
         on_main_for_long(self.ranks, made)
@@ -220,140 +211,6 @@ class _Run:
             )  # fmt: skip
         self.folder.mark_done(name, {"steps": rl.max_steps}, time.monotonic() - self.started)
 
-    def _policies(self) -> dict[str, Policy]:
-        """Policies to compare, by name, in the order of the report."""
-        folders = {name: Path(path) for name, path in self.recipe.compare.policies.items()}
-        if self.recipe.job == "pipeline":
-            folders["sft"] = self.folder.path / "sft" / "policy"
-            folders |= {
-                f"rl-seed{seed}": self.folder.path / f"rl-seed{seed}" / "policy" for seed in self.recipe.rl.seeds
-            }
-        return {name: load_policy(folder, device=self.accelerator.device) for name, folder in folders.items()}
-
     def _compare(self, store: SceneStore) -> None:
-        section = self.recipe.compare
-        policies = self._policies()
-        scenes = _unseen(store.split("heldout"), policies)
-        planners: list[Planner] = [
-            PolicyPlanner(name, policy, decoding_of(section), section.samples, section.seed, self.features)
-            for name, policy in policies.items()
-        ]
-        planners += baseline_planners(section.baselines)
-        reward = self.recipe.reward
-        trained = reward_config(reward)
-        # The recipe's own terms are reported too, unless another scorer is asked for first, or they need the frame
-        # before, which not every planner has; the metric takes EC in wherever it can.
-        own = reward.scorer == section.metrics[0] and not trained.build().two_frame
-        configs = [trained if own else metric_config(section.metrics[0], reward)]
-        configs += [metric_config(metric, reward) for metric in section.metrics[1:]]
-        with ExitStack() as stack:
-            services = [
-                _Tolerant(
-                    stack.push(build_service(config, reward, address=self.recipe.ray.address)),
-                    reward.max_invalid_fraction,
-                )
-                for config in configs
-            ]
-            with _progress("compare") as on_progress:
-                evaluation = evaluate(
-                    planners, scenes, services[0], extra=services[1:], two_frame="epdms" in section.metrics,
-                    on_progress=lambda name, done, total: on_progress(done, total, name),
-                )  # fmt: skip
-        self._report(evaluation, scenes)
-
-    def _report(self, evaluation: Evaluation, scenes: Sequence[Scene]) -> None:
-        section, path = self.recipe.compare, self.folder.path
-        bootstrap = Bootstrap(section.bootstrap_samples, section.confidence, section.seed)
-        seeds = tuple(name for name in evaluation.planners if name.startswith("rl-seed"))
-        comparisons = _comparisons(list(section.policies), seeds, list(evaluation.planners))
-        write_report(
-            evaluation, path, scenes=scenes, comparisons=comparisons, pictures=section.pictures, bootstrap=bootstrap,
-            title=self.recipe.name,
-        )  # fmt: skip
-        print_rich(print_table(evaluation))
-        minutes = (time.monotonic() - self.started) / 60.0
-        if seeds and "sft" in evaluation.planners:
-            result = summary(
-                evaluation, "sft", seeds, minutes, bootstrap_samples=section.bootstrap_samples, seed=section.seed
-            )
-            result["sft_training"] = self.folder.done("sft")
-            (path / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
-            gain, head = result["gain"], evaluation.headline
-            low, high = gain["ci95"]
-            interval = "no interval: too few clusters" if low is None else f"95 % interval [{low:+.2f}, {high:+.2f}]"
-            better, equal = result["win_rate"], result["tie_rate"]
-            shares = f"better on {better:.0%} of the scenes, equal on {equal:.0%}, worse on {1 - better - equal:.0%}"
-            print_info(f"RL gain over SFT: {gain[head]:+.2f} {head.upper()} points, {interval}; {shares}")
-
-
-def _unseen(scenes: Sequence[Scene], policies: Mapping[str, Policy]) -> Sequence[Scene]:
-    """The scenes that no policy has trained on; what is left out is said, by policy.
-
-    Raises:
-        DataError: Nothing is left.
-    """
-    unseen = scenes
-    for name, policy in policies.items():
-        seen = sum(policy.has_trained_on(scene) for scene in scenes)
-        if seen:
-            print_info(f"compare: leaving out {seen} of {len(scenes)} held-out scenes that {name} has trained on")
-            unseen = [scene for scene in unseen if not policy.has_trained_on(scene)]
-    if not unseen:
-        raise DataError(
-            f"All {len(scenes)} held-out scenes belong to clusters that the policies have trained on. Compare on other "
-            "scenes, or split them with the seed and share used in training."
-        )
-    return unseen
-
-
-def _comparisons(policies: list[str], seeds: tuple[str, ...], evaluated: list[str]) -> list[Comparison]:
-    """The report's questions: RL against SFT first, both against baselines, other policies against the first."""
-    found = []
-    if seeds:
-        found = [Comparison("rl", seeds, name) for name in ("sft", "constant_velocity", "pdm_closed", "human")]
-        found.insert(1, Comparison("sft", ("sft",), "constant_velocity"))
-    found += [Comparison(name, (name,), policies[0]) for name in policies[1:]]
-    return [c for c in found if {*c.policies, c.reference} <= set(evaluated)]
-
-
-@dataclass(frozen=True)
-class _Tolerant:
-    """Scores plans, and stops when more of a batch cannot be scored than the recipe tolerates."""
-
-    rewards: RewardService
-    max_invalid_fraction: float
-
-    def score(
-        self, scenes: Sequence[Scene], trajectories: Trajectories, previous: Trajectories | None = None
-    ) -> Scores:
-        """Scores of all rows."""
-        scores = self.rewards.score(scenes, trajectories, previous)
-        check_invalid(scores, self.max_invalid_fraction)
-        return scores
-
-
-def print_info(text: str) -> None:
-    """One line for the person who watches."""
-    print(text, flush=True)  # noqa: T201
-
-
-def print_rich(renderable: Any) -> None:
-    """A rich table on the terminal."""
-    from rich.console import Console
-
-    Console().print(renderable)
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Any]:
-    """A progress bar that is advanced by ``on_progress(done, total, text)``."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(name, total=None)
-
-        def on_progress(done: int, total: int, text: str) -> None:
-            progress.update(task, completed=done, total=total, description=f"{name}: {text}")
-
-        yield on_progress
+        device = self.accelerator.device
+        compare_policies(self.recipe, self.folder, store, self.features, device=device, started=self.started)

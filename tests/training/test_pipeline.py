@@ -15,7 +15,8 @@ from rlhf_drive.errors import ConfigError, DataError, RewardError
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.build import build_accelerator, build_policy
 from rlhf_drive.training.checkpoint import publish_policy
-from rlhf_drive.training.pipeline import _unseen, run
+from rlhf_drive.training.comparison import unseen
+from rlhf_drive.training.pipeline import run
 
 MakeRecipe = Callable[..., Recipe]
 HALF = """
@@ -86,9 +87,9 @@ def test_scenes_that_a_policy_has_trained_on_are_left_out(
     scenes = tiny_store.split("train")[:5]
     clean, learned = (build_policy(tiny_recipe(), torch.device("cpu")) for _ in range(2))
     learned.remember_training(scenes[1:3])
-    assert _unseen(scenes, {"clean": clean}) == scenes
-    assert _unseen(scenes, {"clean": clean, "learned": learned}) == [scenes[0], *scenes[3:]]
+    assert unseen(scenes, {"clean": clean}) == scenes
+    assert unseen(scenes, {"clean": clean, "learned": learned}) == [scenes[0], *scenes[3:]]
     assert "leaving out 2 of 5 held-out scenes that learned has trained on" in capsys.readouterr().out
     learned.remember_training(scenes)
     with pytest.raises(DataError, match="All 5 held-out scenes"):
-        _unseen(scenes, {"learned": learned})
+        unseen(scenes, {"learned": learned})
