@@ -23,6 +23,7 @@ from rlhf_drive.errors import TrainingError
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.ranks import Ranks
 
+pytestmark = pytest.mark.timeout(600)  # under a minute on two idle cores
 TOLERANCE = 1e-5
 STEPS = 20
 HALF = 2
@@ -124,7 +125,7 @@ def runs(kept: dict[str, Runs], tiny_recipe: Callable[..., Recipe], tiny_store: 
         rest = replace(jobs["plain"], first=HALF, start=one["half"].state)
         every = {**jobs, "half": half, "rest": rest}
         wanted = {f"{name}/{how}": (job, how) for how in ("ddp", "fsdp2") for name, job in every.items()}
-        main, other = launch(functools.partial(everything, wanted, with_nan(jobs["gspo"])), tmp_path)
+        main, other = launch(functools.partial(everything, wanted, with_nan(jobs["gspo"])), tmp_path, timeout_s=400.0)
         kept["all"] = Runs(jobs, one, main[0], [main[1], other[1]])
     found = kept["all"]
     assert found is not None
