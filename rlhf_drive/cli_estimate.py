@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_drive.cli_check import load_checked
+from rlhf_drive.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlhf_drive.config import Recipe
@@ -37,6 +38,8 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Say what an RL step takes, where its time and memory go, and what limits it."""
+    if sweep and as_json:
+        raise ConfigError("--sweep prints a table and has no JSON form. Leave one of --sweep and --json out.")
     checked = load_checked(recipe, overrides or [])
     from rlhf_drive.estimate import layout_of, predict
     from rlhf_drive.estimate.sweep import sweep_table

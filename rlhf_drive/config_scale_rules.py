@@ -38,6 +38,12 @@ def _workers(rollout: RolloutSection) -> Iterator[str]:
             f"rollout.workers: a step is sampled in {chunks} chunks of scenes_per_chunk = {rollout.scenes_per_chunk} "
             f"scenes, so {rollout.workers} workers would not all have work. Use smaller chunks, or fewer workers"
         )
+    if rollout.engine == "local" and (rollout.workers > 1 or rollout.gpus_per_worker):
+        key, value = ("workers", "1") if rollout.workers > 1 else ("gpus_per_worker", "0")
+        yield (
+            f"rollout.{key}: has no effect with engine 'local', with which the processes that train sample. Set it to "
+            f"{value}, or rollout.engine to ray"
+        )
     if rollout.gpus_per_worker > 1 and rollout.gpus_per_worker != round(rollout.gpus_per_worker):
         yield f"rollout.gpus_per_worker: a part of one GPU, or whole ones; got {rollout.gpus_per_worker:g}"
 

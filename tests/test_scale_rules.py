@@ -34,6 +34,8 @@ def _problems(*overrides: str, recipe: str = "quickstart") -> list[str]:
             "rl.importance_sampling_cap: with parallel.precision bfloat16: rl.loss_type = 'wll' compares the plans",
         ),
         ((RAY, "rollout.workers=9", "rollout.scenes_per_chunk=4"), "rollout.workers: a step is sampled in 8 chunks"),
+        (("rollout.workers=4",), "rollout.workers: has no effect with engine 'local'"),
+        (("rollout.gpus_per_worker=0.5",), "rollout.gpus_per_worker: has no effect with engine 'local'"),
         ((RAY, "rollout.gpus_per_worker=1.5"), "rollout.gpus_per_worker: a part of one GPU"),
         (("ray.address=auto",), "ray.address: nothing here runs on Ray"),
         ((RAY, "ray.address=ray://head:10001"), "ray.address: Ray Client cannot be used"),

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from rlhf_drive.disk import writing
 from rlhf_drive.errors import DataError
 from rlhf_drive.scenes.columns import arrow_schema, scene_batch
 from rlhf_drive.scenes.manifest import MANIFEST_NAME, Manifest, Shard, file_sha256
@@ -48,6 +49,7 @@ def write_scenes(
     Raises:
         DataError: The folder is taken, there is no scene, a token repeats, a scene has no split or a cluster has two.
             Whatever was at `path` is then still there, and errors that `scenes` raises pass through in the same way.
+        StorageError: It cannot be written; nothing is left of it.
 
     Example:
         >>> write_scenes("runs/scenes", scenes, split_of={"a": "train", "b": "heldout"}, info={"seed": 1})
@@ -57,14 +59,16 @@ def write_scenes(
     if shard_size < 1:
         raise DataError(f"shard_size must be at least 1; got {shard_size}.")
     _as_json(info, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    with writing("The scene store", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         aside.chmod(0o755)
         shards, splits = _write_shards(aside, scenes, split_of, shard_size)
-        Manifest({name: splits[name] for name in SPLITS}, tuple(shards), _as_json(info, target)).write(aside)
         _check_target(target, overwrite)
-        _move_into_place(aside, target)
+        with writing("The scene store", target):
+            Manifest({name: splits[name] for name in SPLITS}, tuple(shards), _as_json(info, target)).write(aside)
+            _move_into_place(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -131,17 +135,22 @@ def _write_shard(path: Path, rows: Iterable[tuple[Scene, str]], counts: Counter[
     from datasets import Features
     from datasets.arrow_writer import ArrowWriter
 
-    rows = iter(rows)
-    count = 0
-    with path.open("wb") as stream:
+    rows, what, count = iter(rows), "The scene store", 0
+    stream = path.open("wb")
+    try:
         writer = ArrowWriter(features=Features.from_arrow_schema(arrow_schema()), stream=stream)
-        while batch := list(itertools.islice(rows, _BATCH_SIZE)):
-            writer.write_table(scene_batch([scene for scene, _ in batch], [split for _, split in batch]))
+        while batch := list(itertools.islice(rows, _BATCH_SIZE)):  # its errors are the source's
+            with writing(what, path):
+                writer.write_table(scene_batch([scene for scene, _ in batch], [split for _, split in batch]))
             counts.update(split for _, split in batch)
             count += len(batch)
-        writer.finalize(close_stream=False)
-        stream.flush()
-        os.fsync(stream.fileno())
+        with writing(what, path):
+            writer.finalize(close_stream=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+    finally:
+        with writing(what, path):  # what could not be written is tried again, in vain
+            stream.close()
     return Shard(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 

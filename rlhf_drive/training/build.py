@@ -65,8 +65,10 @@ def build_accelerator(device: str, *, timeout_s: float = 1800.0) -> Accelerator:
         InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
         DistributedDataParallelKwargs(broadcast_buffers=False),  # buffers are constants
     ]
+    # Without being told so `accelerate` does not join processes on a machine that has no GPU.
+    cpu = device == "cpu" or not torch.cuda.is_available()
     # An environment variable of `accelerate` must not change the precision behind the recipe's back.
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ConfigError(
             f"`accelerate` was told to use {accelerator.distributed_type.value}, but the recipe decides how processes "

@@ -38,6 +38,7 @@ from rlhf_drive.training.run_folder import RunFolder
 from rlhf_drive.training.scenes import check_store, open_scenes
 from rlhf_drive.training.services import check_engines, open_services
 from rlhf_drive.training.sft import train_sft
+from rlhf_drive.training.stopping import stopped_at_once
 from rlhf_drive.training.terminal import print_info, progress
 from rlhf_drive.training.trackers import make_trackers
 from rlhf_drive.training.watch import Watch, spread_out
@@ -70,11 +71,12 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
             sft_settings(recipe).check_processes(ranks.count)
         folder = RunFolder.resume(recipe, resume, ranks) if resume else RunFolder.create(recipe, ranks)
         check_shared(folder.path, ranks)
-        with folder.locked() as locked:
+        command = f"rlhf-drive train --resume {folder.path}"
+        with folder.locked() as locked, stopped_at_once(command):
             if not locked:
                 print_info(f"{folder.path} lies on storage without file locks: start no second run there")
             started = time.monotonic() - folder.seconds_before()
-            print_info(f"run folder: {folder.path} (if it stops: rlhf-drive train --resume {folder.path})")
+            print_info(f"run folder: {folder.path} (if it stops: {command})")
             with _writer(recipe, folder.path) if ranks.main else nullcontext() as writer:
                 _Run(recipe, folder, writer, accelerator, ranks, FeatureCache(), started).stages()
             folder.note_seconds(time.monotonic() - started)
@@ -128,6 +130,10 @@ class _Run:
 
     def _scenes(self) -> SceneStore:
         def made() -> None:
+            if self.recipe.scenes.source != "store":
+                print_info(
+                    "scenes: making or opening them (the first use on a machine compiles the scorer, some minutes)"
+                )
             with progress("scenes") as on_progress:
                 open_scenes(self.recipe.scenes, self.folder.path, on_progress=on_progress)
 

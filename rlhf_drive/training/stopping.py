@@ -6,13 +6,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from rlhf_drive.errors import RunStoppedError
 from rlhf_drive.training.ranks import Ranks
 
-__all__ = ["StopSignals", "stopped_by"]
+__all__ = ["StopSignals", "stopped_at_once", "stopped_by"]
 
 ASKING = ("SIGTERM", "SIGINT", "SIGUSR1")
 """Slurm sends SIGUSR1 before a job's time ends if the job says so (`--signal`), and SIGTERM when it has ended."""
@@ -109,3 +111,37 @@ def stopped_by(name: str, phase: str, step: int, command: str | None) -> RunStop
         f"Stopped by {name} after step {step} of {phase}; its checkpoint is written.{advice}",
         exit_code=128 + signal.Signals[name],
     )
+
+
+@contextmanager
+def stopped_at_once(command: str) -> Iterator[None]:
+    """Where no loop looks for signals: SIGTERM ends the block as Ctrl-C does, so that what was begun is tidied away.
+
+    Within :class:`StopSignals` it is what the second signal comes to.
+
+    Args:
+        command: What goes on with the run.
+
+    Raises:
+        RunStoppedError: Ctrl-C or SIGTERM ended the block.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _end) if main else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code not in (128 + signal.SIGTERM, int(signal.SIGTERM)):
+            raise
+        number = signal.SIGTERM if isinstance(end, SystemExit) else signal.SIGINT
+        raise RunStoppedError(
+            f"Stopped at once by {number.name}: what was under way is lost, finished stages and checkpoints are kept. "
+            f"Go on with: {command}",
+            exit_code=128 + number,
+        ) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -159,7 +159,7 @@ SMALL = (
     "policy.d_model=32", "policy.num_heads=2", "policy.encoder_layers=1", "policy.decoder_layers=1",
     "policy.num_experts=4", "policy.expert_dim=16", "policy.max_agents=6", "policy.max_polylines=8",
     "policy.points_per_polyline=5", "policy.dropout=0.1", "tokenizer.step=0.1", "sft.batch_size=13",
-    "sft.micro_batch_scenes=5", "sft.max_epochs=2", "sft.save_steps=2", "scenes.source=store", "device=cpu",
+    "sft.micro_batch_scenes=5", "sft.max_epochs=2", "sft.save_steps=2", "scenes.source=store",
 )  # fmt: skip
 
 

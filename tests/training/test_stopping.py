@@ -17,7 +17,7 @@ import pytest
 from rlhf_drive.errors import RunStoppedError
 from rlhf_drive.training import stopping
 from rlhf_drive.training.ranks import Ranks
-from rlhf_drive.training.stopping import StopSignals, stopped_by
+from rlhf_drive.training.stopping import StopSignals, stopped_at_once, stopped_by
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -187,3 +187,19 @@ def test_a_process_in_a_busy_step_finishes_it_and_is_killed_by_the_third(tmp_pat
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize(("ends", "name", "code"), [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_where_no_loop_asks_a_signal_ends_the_block_and_says_how_to_go_on(
+    ends: signal.Signals, name: str, code: int
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunStoppedError, match=rf"by {name}: .* Go on with: go$") as stopped, stopped_at_once("go"):
+        signal.raise_signal(ends)
+    assert (stopped.value.exit_code, signal.getsignal(signal.SIGTERM)) == (code, before)
+
+
+def test_another_exit_is_let_through() -> None:
+    with pytest.raises(SystemExit) as ended, stopped_at_once("go"):
+        raise SystemExit(2)
+    assert ended.value.code == 2
