@@ -15,7 +15,7 @@ from rlhf_drive.estimate.work import micro_batches, reference_work, sampling_wor
 
 __all__ = ["Prediction", "Workload", "predict"]
 
-CACHED_FEATURES = 20_000
+CACHED_FEATURES = 512 * 2**20 // 30_000
 """Scenes whose network inputs are remembered by a process."""
 RAY_CALL_S = 2e-3
 """Of handing a chunk to an actor and taking its answer."""

@@ -178,6 +178,7 @@ class _Loop:
     journal: Journal
     watch: Watch
     visits: SceneVisits
+    pushed: int = -1
 
     def start(self) -> int:
         """Go on from the newest checkpoint; the step to begin with."""
@@ -247,7 +248,10 @@ class _Loop:
         return filled, learned
 
     def _push_weights(self, version: int) -> None:
-        """Let those who sample have the present weights, on every process."""
+        """Let those who sample have the present weights, on every process; those of the start they have already."""
+        if version == self.pushed:
+            return
+        self.pushed = version
         # The central service puts weights that are cut over processes together by itself, piece by piece.
         central, trainer = self.services.central, self.trainer
         policy = trainer.policy if central else trainer.engine.whole_policy()
