@@ -19,9 +19,9 @@ __all__ = ["Run", "State", "checkpoints", "find_runs", "last_activity", "open_ru
 
 RECIPE_FILE, STAGES_FILE, LOCK_FILE = "recipe.yaml", "stages.json", ".lock"
 
-State = Literal["running", "finished", "stopped", "killed"]
-"""`finished`: all stages of the job are done. `running`: a process holds the folder's lock. Else it `stopped` where a
-checkpoint holds its last step, as after a signal or an error, and was `killed` where steps came after it."""
+State = Literal["running", "finished", "failed", "stopped", "killed"]
+"""`finished`: all stages of the job are done. `running`: a process holds the folder's lock. `failed`: it ended with an
+error. Else it `stopped`, where it said so or a checkpoint holds its last step, or was `killed`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Run:
     """What each finished stage noted."""
     seconds: float
     """Time the run took, as far as noted."""
+    ended: str
+    """How it broke off, as far as it could say: `stopped`, ``failed: message``, or empty."""
     identity: str
     """Random name that no other run has; empty where an older version made the folder."""
 
@@ -102,7 +104,7 @@ def _read(path: Path) -> Run:
         raise DataError(f"The run folder {path} cannot be read: {error}.") from error
     if not isinstance(recipe, dict):
         raise DataError(f"{path / RECIPE_FILE} holds no recipe.")
-    return Run(path, recipe, done, seconds, str(stages.get("id", "")))
+    return Run(path, recipe, done, seconds, str(stages.get("ended", "")), str(stages.get("id", "")))
 
 
 def planned_stages(run: Run) -> list[str]:
@@ -120,6 +122,8 @@ def state_of(run: Run) -> State:
     planned = planned_stages(run)
     if set(planned) <= set(run.done) and (planned or run.seconds > 0):
         return "finished"
+    if run.ended:
+        return "failed" if run.ended.startswith("failed") else "stopped"
     lines = last_lines(run.path / METRICS_FILE, 1)
     if not lines:
         return "killed"

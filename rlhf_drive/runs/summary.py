@@ -55,7 +55,11 @@ def summary(run: Run, *, phase: str | None = None, blocks: str = BLOCKS) -> list
 
 def _head(run: Run) -> list[str]:
     progress = progress_of(run)
-    facts = [state_of(run), f"job {run.job}", *([progress.where] if progress.where else [])]
+    facts = [
+        run.ended if state_of(run) == "failed" else state_of(run),
+        f"job {run.job}",
+        *([progress.where] if progress.where else []),
+    ]
     facts += [f"took {duration(seconds_of(run))}", f"last written {duration(time.time() - last_activity(run))} ago"]
     return [f"{run.path}", *wrapped(facts, indent="  "), *_paragraph(str(run.setting("description", "")))]
 

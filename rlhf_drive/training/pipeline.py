@@ -13,6 +13,7 @@ from rewards.from_recipe import build_service, metric_config, reward_config
 from rlhf_drive.config import Recipe
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
+from rlhf_drive.runs.folders import open_run, planned_stages
 from rlhf_drive.scenes.store import SceneStore
 from rlhf_drive.training.alerts import AlertLog
 from rlhf_drive.training.build import (
@@ -76,6 +77,10 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
             if not locked:
                 print_info(f"{folder.path} lies on storage without file locks: start no second run there")
             started = time.monotonic() - folder.seconds_before()
+            planned = planned_stages(open_run(folder.path))
+            if planned and all(map(folder.is_done, planned)):
+                print_info(f"{folder.path} is finished: no stage is left to do")
+                return folder.path
             print_info(f"run folder: {folder.path} (if it stops: {command})")
             with _writer(recipe, folder.path) if ranks.main else nullcontext() as writer:
                 _Run(recipe, folder, writer, accelerator, ranks, FeatureCache(), started).stages()

@@ -6,14 +6,14 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_drive.config import Recipe, dump_recipe, load_recipe
 from rlhf_drive.disk import check_writable, write_text, writing
-from rlhf_drive.errors import ConfigError
+from rlhf_drive.errors import ConfigError, RlhfDriveError, RunStoppedError, StorageError
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.run_lock import run_lock
 from rlhf_drive.training.together import on_main
@@ -82,10 +82,24 @@ class RunFolder:
         held = on_main(self.ranks, lock.__enter__)
         try:
             self._read()
+            self._note_end("")
             yield held
+        except RunStoppedError:
+            self._note_end("stopped")
+            raise
+        except RlhfDriveError as error:
+            self._note_end(f"failed: {str(error).splitlines()[0]}")
+            raise
         finally:
             if self.ranks.main:
                 lock.__exit__(None, None, None)
+
+    def _note_end(self, how: str) -> None:
+        """Remember how the run broke off, for whoever looks at it later; nothing while it goes on."""
+        if self.ranks.main and self._stages.get("ended", "") != how:
+            self._stages["ended"] = how
+            with suppress(StorageError):  # what ended the run matters more
+                _write_stages(self.path, self._stages)
 
     @property
     def identity(self) -> RunIdentity:

@@ -93,3 +93,13 @@ def test_scenes_that_a_policy_has_trained_on_are_left_out(
     learned.remember_training(scenes)
     with pytest.raises(DataError, match="All 5 held-out scenes"):
         unseen(scenes, {"learned": learned})
+
+
+def test_a_finished_run_is_not_done_again(tiny_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe("compare", "compare.baselines=[stand_still]", "compare.pictures=0")
+    folder = run(recipe)
+    written = (folder / "report.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(recipe, resume=folder) == folder
+    assert capsys.readouterr().out == f"{folder} is finished: no stage is left to do\n"
+    assert (folder / "report.json").stat().st_mtime_ns == written

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_drive.config import Recipe, dump_recipe, load_recipe
-from rlhf_drive.errors import ConfigError
+from rlhf_drive.errors import ConfigError, RunStoppedError
+from rlhf_drive.runs.folders import open_run, state_of
 from rlhf_drive.training.ranks import Ranks
 from rlhf_drive.training.run_folder import RunFolder
 
@@ -143,3 +144,25 @@ def test_only_the_main_process_writes(tiny_recipe: MakeRecipe, tmp_path: Path) -
     assert folder.is_done("sft")
     assert ranks.said == []
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ConfigError("no such thing\nand more"), "failed"),
+        (RunStoppedError("enough"), "stopped"),
+        (ValueError(), "killed"),
+    ],
+)
+def test_how_a_run_broke_off_is_noted_until_it_goes_on(
+    tiny_recipe: Callable[..., Recipe], error: Exception, state: str
+) -> None:
+    folder = RunFolder.create(tiny_recipe())
+    with pytest.raises(type(error)), folder.locked():
+        raise error
+    run = open_run(folder.path)
+    assert state_of(run) == state
+    assert run.ended == {"failed": "failed: no such thing", "stopped": "stopped", "killed": ""}[state]
+    with folder.locked():
+        assert state_of(open_run(folder.path)) == "running"
+        assert open_run(folder.path).ended == ""
