@@ -116,6 +116,7 @@ class RolloutWorker:
         try:
             if weights.number > self._number:
                 self._load(weights, chunks)
+            self._fetched = None  # older ones would stay in the object store for as long as they are held
         finally:
             self._lock.release()
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is there: runs are compared with those of other processes, which have one thread each, to the last bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -144,12 +145,17 @@ def _fit(recipe: Recipe, folder: Path, scratch: Path, asked: RayProcesses) -> No
             worker_runtime_env={"env_vars": environment},
         ),
     )  # fmt: skip
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except RlhfDriveError:
         raise
     except Exception as error:
         raise _reason(error, folder, asked.processes) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)  # Ray Train leaves a handler that calls what is gone
 
 
 def _reason(error: Exception, folder: Path, processes: int) -> RlhfDriveError:

@@ -33,7 +33,18 @@ def _run(*arguments: str) -> str:
             ("quickstart", "--gpu", "H100", "--sweep"),
             ("quickstart", *WAM, "--gpu", "H200", "--sweep"),
         ),
-        ("quickstart", *WAM, "--gpu", "H100", "--gpus", "64", "--workers", "16", "rollout.gpus_per_worker=1"),
+        (
+            "quickstart",
+            *WAM,
+            "--gpu",
+            "H100",
+            "--gpus",
+            "64",
+            "--workers",
+            "16",
+            "rollout.engine=ray",
+            "rollout.gpus_per_worker=1",
+        ),
     ],
 )
 def test_tables_fit_into_80_columns(arguments: tuple[str, ...]) -> None:
