@@ -15,7 +15,7 @@ from rlhf_drive.estimate.memory import decode_passes
 from rlhf_drive.estimate.sizes import NetworkSizes, StepSizes
 from rlhf_drive.likelihood.scoring import LOGITS_LIMIT
 
-__all__ = ["Calls", "micro_batches", "reference_work", "sampling_work", "sft_work", "update_work"]
+__all__ = ["Calls", "micro_batches", "reference_work", "sampling_work", "update_work"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,3 @@ def update_work(net: NetworkSizes, step: StepSizes, parts: float, scenes: float)
         if again or chunked:
             backward.append(Calls("entropy_forward" if entropy else "logp_forward", parts * passes, positions))
     return {"likelihood": forward, "update": backward}
-
-
-def sft_work(net: NetworkSizes, scenes: float, updates: float) -> list[Calls]:
-    """Supervised updates on batches of `scenes`, two corrupted copies of each."""
-    rows = 2.0 * scenes
-    positions = rows * ((net.length + 1) / 2 if net.process == "masked" else net.length)
-    pieces = (("encode", scenes), ("decode", rows), ("logp", positions))
-    found = [Calls(f"{name}_{way}", updates, units) for name, units in pieces for way in ("forward", "backward")]
-    return [*found, Calls("optimizer", updates, 1)]

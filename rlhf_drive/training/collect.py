@@ -75,14 +75,7 @@ def previous_plans(
     Raises:
         DataError: The human's drive is asked for and a scene does not hold it.
     """
-    if sampling.previous_plan == "none":
-        return None
-    if sampling.previous_plan == "human":
-        poses = np.stack([human_previous(scene) for scene in scenes])
-    else:
-        before = [previous_scene(scene) for scene in scenes]
-        poses = rollouts.sample(before, 1, sampling.decoding, step=step).trajectories.poses
-    return _for_each_row(poses, sampling)
+    return _submit_previous(rollouts, scenes, sampling, step).result()
 
 
 def check_previous_frames(scenes: Sequence[Scene], sampling: Sampling) -> None:
@@ -186,9 +179,11 @@ def _submit(
 def _submit_previous(
     rollouts: RolloutService, scenes: Sequence[Scene], sampling: Sampling, step: int
 ) -> Future[Trajectories | None]:
-    """:func:`previous_plans`, sampled where they are asked for."""
-    if sampling.previous_plan != "sampled":
-        return _done(previous_plans(rollouts, scenes, sampling, step=step))
+    """:func:`previous_plans`, while the caller goes on."""
+    if sampling.previous_plan == "none":
+        return _done(None)
+    if sampling.previous_plan == "human":
+        return _done(_for_each_row(np.stack([human_previous(scene) for scene in scenes]), sampling))
     before = [previous_scene(scene) for scene in scenes]
     sampled = rollouts.submit(before, 1, sampling.decoding, step=step)
     return _then(sampled, lambda found: _done(_for_each_row(found.trajectories.poses, sampling)))

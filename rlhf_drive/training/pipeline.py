@@ -11,6 +11,7 @@ from typing import Any
 
 from rewards.from_recipe import build_service, metric_config, reward_config
 from rlhf_drive.config import Recipe
+from rlhf_drive.disk import resume_command
 from rlhf_drive.policies import Policy, load_policy
 from rlhf_drive.policies.feature_cache import FeatureCache
 from rlhf_drive.runs.folders import open_run, planned_stages
@@ -72,7 +73,7 @@ def run(recipe: Recipe, *, resume: Path | None = None) -> Path:
             sft_settings(recipe).check_processes(ranks.count)
         folder = RunFolder.resume(recipe, resume, ranks) if resume else RunFolder.create(recipe, ranks)
         check_shared(folder.path, ranks)
-        command = f"rlhf-drive train --resume {folder.path}"
+        command = resume_command(folder.path) or ""
         with folder.locked() as locked, stopped_at_once(command):
             if not locked:
                 print_info(f"{folder.path} lies on storage without file locks: start no second run there")
