@@ -21,7 +21,7 @@ from rlhf_drive.workers import WorkerLostError
 from rollout import LocalRolloutService, ray_worker
 from rollout.ray_worker import RolloutWorker, WorkerOptions
 from rollout.transport import SampleCall, SentScene
-from rollout.weights import SentWeights, WeightSender
+from rollout.weights import SentWeights, WeightSender, named_weights
 
 
 def decoding_of(policy: Policy) -> Decoding:
@@ -182,3 +182,17 @@ def test_scene_travels_as_its_network_inputs_alone(scenes: list[Scene]) -> None:
         assert name not in data
     arrays = sum(array.nbytes for scene in call.scenes for array in scene.features.values())
     assert arrays < len(data) < 1.1 * arrays + 2_000
+
+
+@pytest.mark.parametrize("make_policy", [make, adapted])
+def test_weights_are_trained_or_frozen_as_where_they_come_from(ray: Ray, make_policy: Callable[[], Policy]) -> None:
+    """Torch chooses kernels by it, also without gradients: at a recipe's size the last bits depend on it."""
+    policy = make_policy()
+    for name, parameter in policy.named_parameters():
+        if "router" in name:
+            parameter.requires_grad_(False)
+    worker = worker_of(policy)
+    worker.load(WeightSender(pickle.dumps, 10_000).send(policy, 1))
+    wanted = {name: weight.requires_grad for name, weight in named_weights(policy).items()}
+    assert {True, False} == set(wanted.values())
+    assert {name: weight.requires_grad for name, weight in worker._weights.items()} == wanted
